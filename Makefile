@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine with Python 3.11 to 3.13:
+#
+#   make train      softmax regression on Fashion-MNIST, through the fused op       ARGS="--epochs 3"
+#   make test       every test; with a GPU, the kernels on it as well               ARGS="-k softmax"
+#
+# They make .venv and install into it first. PYTHON=/path/to/python3.12 chooses the Python, and TORCH_INDEX=URL the
+# package index of torch: unless there is a GPU, PyTorch's own CPU index is asked first, which saves gigabytes.
+
+VENV = .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/installed
+ARGS =
+
+.PHONY: train test bench lint matrix clean
+
+train: $(INSTALLED)
+	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
+
+test: $(INSTALLED)
+	$(RUN) -m pytest $(ARGS)
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(RUN) -m pytest --device cuda $(ARGS); \
+	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
+
+bench: $(INSTALLED)
+	$(RUN) -m pytest bench/test_xent.py --benchmark-columns=median,iqr,rounds --benchmark-group-by=group $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
+matrix: $(INSTALLED)
+	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
+
+clean:
+	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache
+
+$(INSTALLED): requirements/dev.txt setup.py tools/venv.sh
+	sh tools/venv.sh $(VENV)
+	touch $@

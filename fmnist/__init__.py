@@ -1,0 +1,1 @@
+"""Fashion-MNIST, classified by softmax regression trained through softxent's fused op."""

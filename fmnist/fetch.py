@@ -1,0 +1,140 @@
+"""Fashion-MNIST's four files from the net: a mirror of the upstream archives, or Debian's package of them.
+
+A file appears under its name only when it is whole and its checksum is right: everything is written to a temporary name
+beside it first and then renamed.
+"""
+
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+MIRRORS = (
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+CONNECT_SECONDS = 5
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_DIR = Path("usr/share/datasets/fashion-mnist")
+
+Verify = Callable[[Path], None]  # raises UserError for a file that is not what its name promises
+
+
+def from_mirrors(names: list[str], folder: Path, verify: Verify, mirrors: tuple[str, ...] = MIRRORS) -> str:
+    """Download the named files into `folder` from the first mirror that serves all of them; return the mirror.
+
+    Each mirror is tried once. Raises UserError with every mirror's reason if none serves.
+    """
+    reasons = []
+    for mirror in mirrors:
+        try:
+            for name in names:
+                if not (folder / name).exists():
+                    _download(mirror + name, folder / name, verify)
+            return mirror
+        except (OSError, http.client.HTTPException, UserError) as error:  # URLError and time-outs are OSErrors
+            reasons.append(f"{mirror}: {error}")
+    raise UserError("; ".join(reasons))
+
+
+def _download(url: str, path: Path, verify: Verify) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
+        size = response.headers.get("Content-Length")
+        with _atomic(path) as temporary, open(temporary, "wb") as file, _progress(path.name, size) as advance:
+            while block := response.read(1 << 16):
+                file.write(block)
+                advance(len(block))
+            file.flush()
+            verify(temporary)
+
+
+def from_debian(names: list[str], folder: Path, verify: Verify) -> str:
+    """The named files out of Debian's package, into `folder`; returns where from.
+
+    Works on Debian and Ubuntu behind a package mirror, as any user: apt's lists, cache and state are kept in a
+    temporary folder, and nothing is installed. Raises UserError where there is no apt, or it has no such package.
+    """
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise UserError("no apt-get here")
+    with tempfile.TemporaryDirectory(prefix="softxent-apt-") as temporary:
+        work = Path(temporary)
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (work / part).mkdir(parents=True)
+        options = [
+            f"-oDir::State={work}/state",
+            f"-oDir::State::Lists={work}/state/lists",
+            "-oDir::State::status=/var/lib/dpkg/status",
+            f"-oDir::Cache={work}/cache",
+            "-oAPT::Sandbox::User=root",
+            f"-oAcquire::http::Timeout={CONNECT_SECONDS}",
+            f"-oAcquire::https::Timeout={CONNECT_SECONDS}",
+            "-oAcquire::Retries=0",
+        ]
+        _run(["apt-get", "-qq", *options, "update"], work)
+        _run(["apt-get", "-qq", *options, "download", DEBIAN_PACKAGE], work)
+        packages = list(work.glob("*.deb"))
+        if not packages:
+            raise UserError(f"apt-get downloaded no {DEBIAN_PACKAGE}")
+        _run(["dpkg-deb", "-x", str(packages[0]), str(work / "unpacked")], work)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with _atomic(folder / name) as path:
+                shutil.copyfile(work / "unpacked" / DEBIAN_DIR / name, path)
+                verify(path)
+    return f"Debian's package {packages[0].name}"
+
+
+def _run(command: list[str], cwd: Path) -> None:
+    try:
+        result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{command[0]} {command[-1]}: no end after {error.timeout:.0f} seconds") from error
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit status {result.returncode}"]
+        raise UserError(f"{command[0]} {command[-1]}: {lines[-1]}")
+
+
+class _atomic:
+    """A temporary path that becomes `path` if the block succeeds, and is removed if it does not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The suffix stays, for it says whether the file is compressed.
+        self.temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+class _progress:
+    """A progress bar of tqdm's where it is installed; it gives a function that takes the bytes done."""
+
+    def __init__(self, name: str, size: str | None) -> None:
+        self.bar: Any = None
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self.bar = tqdm(desc=name, total=int(size) if size else None, unit="B", unit_scale=True, leave=False)
+
+    def __enter__(self) -> Callable[[int], object]:
+        return self.bar.update if self.bar is not None else lambda n: None
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,42 @@
+"""Which implementation serves a tensor: the Triton kernels, or plain torch operations.
+
+    CUDA or ROCm tensor                     the kernels, compiled
+    CPU tensor with TRITON_INTERPRET=1      the kernels, in Triton's interpreter
+    any other tensor                        torch operations (cpu.py)
+
+Triton is imported on first use of the kernels, so that `import softxent` needs torch alone.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+# Read once, as Triton itself does: after its import the variable has no effect.
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def uses_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the Triton kernels serve this tensor."""
+    return tensor.is_cuda or (INTERPRET and tensor.device.type == "cpu")
+
+
+@cache
+def kernel_module(name: str) -> Any:
+    """The module softxent.triton_kernels.<name>. Raises ImportError with advice where Triton is missing."""
+    try:
+        import_module("triton")
+    except ImportError as error:
+        raise ImportError(
+            "softxent's GPU kernels need Triton >= 3.6, which is not installed. On Linux: pip install triton. "
+            "CPU tensors work without it."
+        ) from error
+    return import_module(f"{__package__}.triton_kernels.{name}")
+
+
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make that the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,88 @@
+"""The formula in plain torch: slow, readable, right in float64. Every other implementation is tested against it.
+
+For one row z of n_cols logits, with coefficients c_j >= 0 (what the row should have predicted), a = sum_j c_j:
+
+    m     = max_j z_j = z_k
+    rest  = sum_{j != k} exp(z_j - m)                 every exponent is <= 0
+    loss  = a * log(1 + rest) + sum_j c_j * (m - z_j)
+    dloss/dz_j = a * p_j - c_j,    p_j = exp(z_j - m) / (1 + rest)
+
+For a class index y with class weights w and label smoothing eps, PyTorch's cross-entropy is the choice
+
+    c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j,          c = 0 for an ignored row.
+
+A term with c_j = 0 is selected out, never multiplied: 0 * inf is NaN. Leaving the largest term out of `rest` keeps
+log1p exact where the model is confident: log(1 + 1e-9) is 0 in float32, log1p(1e-9) is not.
+
+Source: torch.nn.functional.cross_entropy; log-sum-exp as in Blanchard, Higham and Higham (2021), "Accurately computing
+the log-sum-exp and softmax functions", which leaves the largest term out of the sum likewise.
+"""
+
+import torch
+from torch import Tensor
+
+
+def coefficients(
+    target: Tensor,
+    n_cols: int,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """c, the target rows [n_rows, n_cols], and a, their sums [n_rows], in `dtype`."""
+    w = torch.ones(n_cols, dtype=dtype, device=target.device) if weight is None else weight.to(dtype)
+    ignored = target == ignore_index
+    y = target.long().masked_fill(ignored, 0)[:, None]
+    c = (w * (label_smoothing / n_cols)).expand(len(target), n_cols)
+    c = c.scatter_add(1, y, (1 - label_smoothing) * w[y])
+    c = c.masked_fill(ignored[:, None], 0)
+    return c, c.sum(1)
+
+
+def row_loss(
+    logits: Tensor,  # [n_rows, n_cols]
+    target: Tensor,  # [n_rows] int
+    weight: Tensor | None = None,  # [n_cols]
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The loss of each row, [n_rows], in float64 for float64 logits and in float32 otherwise. Differentiable twice."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    c, a = coefficients(target, z.shape[1], weight, ignore_index, label_smoothing, z.dtype)
+    k = z.detach().argmax(1, keepdim=True)
+    m = z.gather(1, k)
+    rest = (z - m).exp().scatter(1, k, 0).sum(1) + (m - m)[:, 0]  # + NaN where m is infinite
+    spread = torch.where(c == 0, 0, c * (m - z)).sum(1)
+    return torch.where(target == ignore_index, 0, a * rest.log1p() + spread)
+
+
+def softmax_xent(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`row_loss` reduced as torch.nn.functional.cross_entropy does: the mean divides by the weights of the targets."""
+    loss = row_loss(logits, target, weight, ignore_index, label_smoothing)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    kept = target != ignore_index
+    w = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)[target.long().masked_fill(~kept, 0)]
+    return loss.sum() / torch.where(kept, w, 0).sum()
+
+
+def softmax(z: Tensor) -> Tensor:
+    """p_j = exp(z_j - m) / sum_k exp(z_k - m) along the last dimension."""
+    e = (z - z.amax(-1, keepdim=True)).exp()
+    return e / e.sum(-1, keepdim=True)
+
+
+def log_softmax(z: Tensor) -> Tensor:
+    """log p_j = (z_j - m) - log sum_k exp(z_k - m) along the last dimension."""
+    s = z - z.amax(-1, keepdim=True)
+    return s - s.exp().sum(-1, keepdim=True).log()

@@ -1,0 +1,61 @@
+"""softmax and log_softmax as differentiable operations, along any dimension."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax along `dim`: exp(z_j - m) / sum_k exp(z_k - m) with m = max_k z_k, so that no exponent exceeds 0.
+
+    Args:
+        input: floating point, any shape.
+        dim: the dimension that sums to 1.
+        dtype: cast the input to this first, as torch.nn.functional.softmax does.
+
+    Returns a new tensor of the input's shape. A row with +inf or NaN, or with nothing but -inf, is NaN.
+    """
+    return _along(input, dim, dtype, log=False)
+
+
+def log_softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+    """log(softmax(input)) along `dim`, in nats, without the loss of log(0): (z_j - m) - log sum_k exp(z_k - m).
+
+    Arguments and errors as for `softmax`.
+    """
+    return _along(input, dim, dtype, log=True)
+
+
+def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Tensor:
+    z = input if dtype is None else input.to(dtype)
+    if z.dtype not in DTYPES:
+        raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
+    if not dispatch.uses_kernels(z) or z.dim() == 0 or z.numel() == 0:
+        return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
+    rows = z.movedim(dim, -1)
+    out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)  # type: ignore[no-untyped-call]
+    return out.reshape(rows.shape).movedim(-1, dim)
+
+
+class Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, log: bool) -> Tensor:
+        out: Tensor = dispatch.kernel_module("softmax").forward(z, log)
+        ctx.save_for_backward(z, out)
+        ctx.log = log
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dout,) = grad_outputs
+        z, out = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: torch operations, which can be differentiated again
+            formula = reference.log_softmax if ctx.log else reference.softmax
+            again = formula(z.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
+            return torch.autograd.grad(again, z, dout, create_graph=True)[0], None
+        return dispatch.kernel_module("softmax").backward(dout, out, ctx.log), None

@@ -1,0 +1,84 @@
+"""Triton's interpreter, made to notice what it lets pass, and the launches counted.
+
+    rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
+    bounds       a pointer outside the tensors of the launch reads whatever is there; here it is an error
+    launches()   the names of the kernels launched meanwhile
+
+Works with Triton 3.6 to 3.9. Import after TRITON_INTERPRET=1 is set.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter as triton_interpreter
+
+Builder = triton_interpreter.InterpreterBuilder
+Grid = triton_interpreter.GridExecutor
+_launched: list[str] = []
+_bounds: list[tuple[int, int]] = []
+
+
+class OutOfBounds(Exception):
+    pass
+
+
+def install() -> None:
+    """Once a process."""
+    cast, call = Builder.cast_impl, Grid.__call__
+    load, store = Builder.create_masked_load, Builder.create_masked_store
+
+    def cast_impl(self: Any, source: Any, to: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+            return triton_interpreter.TensorHandle(round_to_bfloat16(source.data), tl.bfloat16)
+        return cast(self, source, to)
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        check_bounds(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check_bounds(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _launched.append(self.fn.__name__)
+        storages = [value.untyped_storage() for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        _bounds[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # -inf - -inf and the like are tested by their results
+            return call(self, *args, **kwargs)
+
+    Builder.cast_impl = cast_impl
+    Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
+    Grid.__call__ = launch
+
+
+@contextlib.contextmanager
+def launches() -> Iterator[list[str]]:
+    _launched.clear()
+    yield _launched
+
+
+def check_bounds(pointers: Any, mask: Any) -> None:
+    size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+    left = np.asarray(pointers.data)[np.broadcast_to(np.asarray(mask.data, bool), np.shape(pointers.data))]
+    for low, high in _bounds:
+        if left.size == 0:
+            return
+        left = left[(left < low) | (left + np.uint64(size) > high)]
+    if left.size:
+        raise OutOfBounds(
+            f"{left.size} of {np.size(pointers.data)} accesses in {_launched[-1]} are outside its tensors"
+        )
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FFF), rounded.reshape(np.shape(values)))

@@ -1,0 +1,385 @@
+"""fused_softmax_xent against float64 and against torch.nn.functional.cross_entropy, through both paths."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import assert_as_exact_as_torch
+from softxent import fused_softmax_xent
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# 1, ten classes, more rows than one tile, a non-multiple of every block, one above the widest block, and far above it
+SHAPES = ((1, 1), (3, 2), (70, 10), (5, 1000), (2, 4097), (3, 9000))
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"ignore_index": 0},
+    {"label_smoothing": 0.1},
+    {"weight": True},
+    {"weight": True, "label_smoothing": 0.3, "ignore_index": 1},
+    {"label_smoothing": 1.0, "ignore_index": -1},
+)
+
+
+def make(
+    n_rows: int, n_cols: int, dtype: torch.dtype, device: torch.device, scale: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n_rows * 1_000_003 + n_cols)
+    logits = (torch.randn(n_rows, n_cols, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    return logits.to(device), torch.randint(0, n_cols, (n_rows,), generator=generator).to(device)
+
+
+def loss_and_gradient(op: Any, logits: Tensor, target: Tensor, dloss: Tensor | None = None, **options: Any) -> Any:
+    logits = logits.detach().clone().requires_grad_()
+    loss = op(logits, target, **options)
+    loss.backward(torch.ones_like(loss) if dloss is None else dloss.to(loss.dtype))
+    assert logits.grad is not None
+    return loss.detach(), logits.grad
+
+
+def check(logits: Tensor, target: Tensor, **options: Any) -> None:
+    """Loss and gradient as exact as PyTorch's, measured against PyTorch in float64."""
+    reduction = options.get("reduction", "mean")
+    shape = target.shape if reduction == "none" and logits.dim() > 1 else ()
+    dloss = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    dloss = dloss.to(logits.device)
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, dloss, **options)
+    torchs, torchs_grad = loss_and_gradient(F.cross_entropy, logits, target.long(), dloss, **options)
+    if options.get("weight") is not None:
+        options["weight"] = options["weight"].double()
+    # The gradient arrives in the dtype of the loss: float64 must see the same, rounded, one.
+    exact, exact_grad = loss_and_gradient(
+        F.cross_entropy, logits.double(), target.long(), dloss.to(loss.dtype).double(), **options
+    )
+    assert_as_exact_as_torch(loss, torchs, exact, "loss")
+    assert_as_exact_as_torch(grad, torchs_grad, exact_grad, "gradient")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_and_gradient_are_as_exact_as_torch(
+    path: str, device: torch.device, shape: tuple[int, int], dtype: torch.dtype, reduction: str
+) -> None:
+    logits, target = make(*shape, dtype, device)
+    for options in OPTIONS if reduction == "mean" else OPTIONS[4:5]:
+        y = target.clone()
+        if options.get("ignore_index", 0) < 0:
+            y[::3] = options["ignore_index"]
+        weight = torch.linspace(0, 2, shape[1], dtype=dtype, device=device) if "weight" in options else None
+        check(logits, y, **options | {"weight": weight, "reduction": reduction})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_vocabulary_of_50257(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    check(*make(3, 50257, dtype, device), label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hard_rows(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Logits of +-1e4 and 1e6, all equal, one dominating, -inf in the first or last half, whole leading blocks too."""
+    for n_cols in (1, 2, 10, 9000):
+        logits, target = make(9, n_cols, dtype, device)
+        logits[0] *= 1e4
+        logits[1] += 1e4
+        logits[2] = 1e6 + logits[2]
+        logits[3] = 0.25
+        logits[4] = -1e4
+        logits[5, target[5]] += 50
+        logits[6, : n_cols // 2] = float("-inf")
+        logits[7, n_cols // 2 + 1 :] = float("-inf")
+        logits[8, :-1] = float("-inf")
+        target[6], target[7], target[8] = n_cols - 1, 0, n_cols - 1
+        check(logits, target, reduction="none")
+
+
+def test_a_masked_target_has_infinite_loss_and_finite_gradient(path: str, device: torch.device) -> None:
+    logits, target = make(3, 10, torch.float32, device)
+    logits[1, target[1]] = float("-inf")
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+    assert loss[1] == float("inf") and loss[[0, 2]].isfinite().all()
+    assert grad.isfinite().all()
+
+
+def test_a_masked_class_under_label_smoothing_has_infinite_loss_unless_its_weight_is_zero(
+    path: str, device: torch.device
+) -> None:
+    logits, target = make(4, 10, torch.float32, device)
+    target[:] = 3
+    logits[:, 5] = float("-inf")
+    weight = torch.ones(10, device=device)
+    assert (fused_softmax_xent(logits, target, reduction="none", label_smoothing=0.1) == float("inf")).all()
+    weight[5] = 0
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, weight=weight, label_smoothing=0.1)
+    assert loss.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_without_a_softmax_is_nan_and_harms_no_other(path: str, device: torch.device, value: float) -> None:
+    for n_cols, cols in itertools.product((10, 5000), (0, slice(None))):
+        logits, target = make(3, n_cols, torch.float32, device)
+        target[1] = 0
+        whole, whole_grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+        if value == float("-inf") and cols == 0:
+            continue  # one masked class is nothing special
+        logits[1, cols] = value
+        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+        assert loss[1].isnan() and grad[1].isnan().all()
+        assert torch.equal(loss[[0, 2]], whole[[0, 2]]) and torch.equal(grad[[0, 2]], whole_grad[[0, 2]])
+
+
+@pytest.mark.parametrize("ahead", [12, 30, 60])
+@pytest.mark.parametrize("n_cols", [2, 10, 5000])
+def test_a_confident_prediction_keeps_its_loss_and_gradient(
+    path: str, device: torch.device, n_cols: int, ahead: int
+) -> None:
+    """Where the target is far ahead, 1 - p rounds to 0 and PyTorch's loss and gradient with it."""
+    logits, target = make(4, n_cols, torch.float32, device, scale=1)
+    logits[torch.arange(4), target] = ahead
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+    z = logits.double()
+    rest = (z - ahead).exp().scatter(1, target[:, None], 0)
+    exact = rest.sum(1).log1p()
+    exact_grad = (rest / (1 + rest.sum(1, keepdim=True))).scatter(
+        1, target[:, None], -(rest.sum(1) / (1 + rest.sum(1)))[:, None]
+    )
+    torch.testing.assert_close(loss.double(), exact, rtol=2e-5, atol=0)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=4e-5, atol=1e-37)
+
+
+def test_ignored_rows_get_no_loss_and_no_gradient_even_if_nan(path: str, device: torch.device) -> None:
+    logits, target = make(5, 10, torch.float32, device)
+    target[[1, 3]] = -100
+    logits[1], logits[3, 2] = float("nan"), float("inf")
+    for reduction in ("mean", "sum", "none"):
+        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction=reduction)
+        kept, kept_grad = loss_and_gradient(
+            fused_softmax_xent, logits[[0, 2, 4]], target[[0, 2, 4]], reduction=reduction
+        )
+        assert torch.equal(loss if reduction != "none" else loss[[0, 2, 4]], kept)
+        assert torch.equal(grad[[0, 2, 4]], kept_grad)
+        assert torch.equal(grad[[1, 3]], torch.zeros_like(grad[[1, 3]]))
+
+
+@pytest.mark.parametrize("n_rows", [0, 4])
+def test_nothing_to_average_is_nan_with_zero_gradient_and_nothing_to_sum_is_zero(
+    path: str, device: torch.device, n_rows: int
+) -> None:
+    logits, target = torch.randn(n_rows, 10, device=device), torch.full((n_rows,), -100, device=device)
+    for reduction, expected in (("mean", float("nan")), ("sum", 0.0)):
+        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction=reduction)
+        torch.testing.assert_close(loss.cpu(), torch.tensor(expected), equal_nan=True)
+        assert torch.equal(grad, torch.zeros_like(logits))
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+    assert torch.equal(loss, torch.zeros(n_rows, device=device)) and torch.equal(grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("ignore_index", [2, -1, 255, 2**40])
+def test_any_integer_can_be_the_ignored_class(path: str, device: torch.device, ignore_index: int) -> None:
+    logits, target = make(6, 5, torch.float32, device)
+    target[::2] = ignore_index
+    check(logits, target, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_integer_target_dtypes(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    logits, target = make(70, 10, torch.float32, device)
+    target[3] = 200
+    check(logits, target.to(dtype), ignore_index=200)
+
+
+def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(path: str, device: torch.device) -> None:
+    logits, target = make(6, 1000, torch.float32, device)
+    padded = torch.full((6, 1024), float("nan"), device=device)
+    padded[:, 8:1008] = logits
+    spread = torch.full((12,), 10**9, device=device)
+    spread[::2] = target
+    expected = loss_and_gradient(fused_softmax_xent, logits, target)
+    for view in (padded[:, 8:1008], logits.t().contiguous().t(), torch.stack((logits, logits), 2)[:, :, 1]):
+        assert not view.is_contiguous()
+        view = view.detach().requires_grad_()
+        loss = fused_softmax_xent(view, spread[::2])
+        loss.backward()
+        torch.testing.assert_close((loss.detach(), view.grad), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_shapes_of_torch(path: str, device: torch.device) -> None:
+    logits, target = make(24, 10, torch.float32, device)
+    check(logits[0], target[0])
+    check(logits[0], target[0], reduction="none")
+    for shape in ((6, 4), (3, 4, 2), (24,)):
+        moved = logits.reshape(*shape, 10).movedim(-1, 1)
+        for view in (moved, moved.contiguous()):
+            check(view, target.reshape(shape), reduction="none")
+            check(view, target.reshape(shape), label_smoothing=0.2)
+
+
+def test_out_of_range_targets(path: str, device: torch.device) -> None:
+    logits, target = make(4, 10, torch.float32, device)
+    for bad in (10, -1, 2**40):
+        y = target.clone()
+        y[2] = bad
+        if path == "torch":
+            with pytest.raises(IndexError, match=rf"target {bad} at row 2 is out of bounds for 10 classes"):
+                fused_softmax_xent(logits, y)
+            continue
+        for weight in (None, torch.ones(10, device=device)):
+            loss, grad = loss_and_gradient(fused_softmax_xent, logits, y, weight=weight, reduction="none")
+            assert loss[2].isnan() and grad[2].isnan().all()
+            assert loss[[0, 1, 3]].isfinite().all() and grad[[0, 1, 3]].isfinite().all()
+
+
+def test_the_gradient_of_any_backward_pass_is_the_same(path: str, device: torch.device) -> None:
+    for dtype, rtol in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)):
+        logits, target = make(5, 100, dtype, device)
+        logits.requires_grad_()
+        loss = fused_softmax_xent(logits, target, label_smoothing=0.1, reduction="none").float()
+        for scale in (1.0, 3.0, 1024.0, 1.0):
+            (grad,) = torch.autograd.grad(loss, logits, torch.full_like(loss, scale), retain_graph=True)
+            _, exact = loss_and_gradient(
+                F.cross_entropy,
+                logits.detach().double(),
+                target,
+                torch.full((5,), scale, device=device),
+                label_smoothing=0.1,
+                reduction="none",
+            )
+            torch.testing.assert_close(grad.double(), exact, rtol=rtol, atol=scale * 1e-7)
+
+
+def test_a_small_float16_gradient_survives_until_the_loss_scale_lifts_it(path: str, device: torch.device) -> None:
+    logits = torch.zeros(1, 1000, dtype=torch.float16, device=device)
+    logits[0, 0] = 12
+    target, scale = torch.tensor([0], device=device), torch.tensor(2.0**15)
+    _, grad = loss_and_gradient(fused_softmax_xent, logits, target, scale)
+    assert (grad[0, 1:] > 0.1).all()
+
+
+def test_the_logits_are_never_written(path: str, device: torch.device) -> None:
+    for dtype in DTYPES:
+        logits, target = make(6, 100, dtype, device)
+        target[1] = -100
+        before, version = logits.clone(), logits._version
+        leaf = logits.requires_grad_()
+        with torch.no_grad():
+            fused_softmax_xent(leaf, target)
+        fused_softmax_xent(leaf, target).backward()
+        assert torch.equal(leaf.detach(), before) and leaf._version == version
+
+
+def test_editing_the_logits_between_two_backward_passes_raises(path: str, device: torch.device) -> None:
+    base, target = make(6, 10, torch.float32, device)
+    base.requires_grad_()
+    logits = base * 1
+    loss = fused_softmax_xent(logits, target)
+    loss.backward(retain_graph=True)
+    with torch.no_grad():
+        logits.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradcheck_and_gradgradcheck(path: str, device: torch.device, options: dict[str, Any]) -> None:
+    logits, target = make(4, 5, torch.float64, device, scale=1)
+    options = dict(options)
+    if "weight" in options:
+        options["weight"] = torch.linspace(0.1, 2, 5, dtype=torch.float64, device=device)
+    target[2] = options.get("ignore_index", -100)
+    logits.requires_grad_()
+    for reduction in ("none", "mean", "sum"):
+
+        def op(z: Tensor, reduction: str = reduction) -> Tensor:
+            return fused_softmax_xent(z, target, reduction=reduction, **options)
+
+        assert torch.autograd.gradcheck(op, logits, fast_mode=True)
+        assert torch.autograd.gradgradcheck(op, logits, fast_mode=True)
+
+
+def test_gradient_penalty_is_not_dropped(path: str, device: torch.device) -> None:
+    def penalty(op: Any) -> Tensor:
+        logits, target = make(4, 10, torch.float32, device)
+        logits.requires_grad_()
+        (grad,) = torch.autograd.grad(op(logits, target), logits, create_graph=True)
+        grad.square().sum().backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    torch.testing.assert_close(penalty(fused_softmax_xent), penalty(F.cross_entropy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bit_identical_from_run_to_run_and_in_any_batch(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    logits, target = make(130, 1000, dtype, device)
+    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+    again, grad_again = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+    assert torch.equal(loss, again) and torch.equal(grad, grad_again)
+    part, grad_part = loss_and_gradient(fused_softmax_xent, logits[57:64], target[57:64], reduction="none")
+    assert torch.equal(loss[57:64], part) and torch.equal(grad[57:64], grad_part)
+
+
+def test_the_loss_is_float32_under_autocast(path: str, device: torch.device) -> None:
+    logits, target = make(5, 10, torch.bfloat16, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        assert fused_softmax_xent(logits, target).dtype == F.cross_entropy(logits, target).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+def test_deprecated_reduction_arguments(path: str, device: torch.device) -> None:
+    logits, target = make(5, 10, torch.float64, device)
+    for size_average, reduce in itertools.product((None, True, False), repeat=2):
+        expected = F.cross_entropy(logits, target, None, size_average, -100, reduce)
+        torch.testing.assert_close(fused_softmax_xent(logits, target, None, size_average, -100, reduce), expected)
+
+
+X, Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
+BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "batch size": ((X, Y[:2]), {}, r"\(3, 5\) and target \(2,\)"),
+    "spatial size": (
+        (torch.zeros(2, 5, 3), torch.zeros(2, 4, dtype=torch.int64)),
+        {},
+        r"\(2, 5, 3\) and target \(2, 4\)",
+    ),
+    "multi-target": ((X, torch.zeros(3, 2, dtype=torch.int64)), {}, r"\(3, 5\) and target \(3, 2\)"),
+    "integer target of logits' shape": ((X, torch.zeros(3, 5, dtype=torch.int64)), {}, r"target \(3, 5\)"),
+    "float target": ((X, Y.float()), {}, "class indices as int64, int32 or uint8, got torch.float32"),
+    "bool target": ((X, Y.bool()), {}, "got torch.bool"),
+    "integer logits": ((X.long(), Y), {}, "got torch.int64"),
+    "complex logits": ((X + 0j, Y), {}, "got torch.complex64"),
+    "scalar logits": ((X[0, 0], Y[0]), {}, "class dimension"),
+    "no classes": ((X[:, :0], Y), {}, "no class to choose from"),
+    "weight length": ((X, Y, torch.ones(4)), {}, r"weight must have shape \(5,\), one for each class, got \(4,\)"),
+    "weight rank": ((X, Y, torch.ones(5, 1)), {}, r"got \(5, 1\)"),
+    "integer weight": ((X, Y, torch.ones(5, dtype=torch.int64)), {}, "weight must be floating point, got torch.int64"),
+    "reduction": ((X, Y), {"reduction": "avg"}, "'avg' is not a valid value for reduction"),
+    "smoothing": ((X, Y), {"label_smoothing": 1.1}, "label_smoothing must be between 0.0 and 1.0, got 1.1"),
+    "smoothing type": ((X, Y), {"label_smoothing": "a"}, "label_smoothing must be float, not str"),
+    "ignore_index type": ((X, Y), {"ignore_index": 1.5}, "ignore_index must be int, not float"),
+    "input type": (([1.0, 2.0], Y), {}, "input must be a Tensor, not list"),
+    "target type": ((X, [0, 1, 2]), {}, "target must be a Tensor, not list"),
+    "devices": ((X, Y.to("meta")), {}, "input is on cpu but target is on meta"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_raises_what_torch_raises_and_says_what_is_wrong(case: str) -> None:
+    args, kwargs, message = BAD_CALLS[case]
+    with pytest.raises(Exception) as torchs:
+        F.cross_entropy(*args, **kwargs)
+    with pytest.raises(torchs.type, match=message):
+        fused_softmax_xent(*args, **kwargs)
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, float("nan")])
+def test_label_smoothing_that_torch_ignores_raises(label_smoothing: float) -> None:
+    with pytest.raises(RuntimeError, match="label_smoothing must be between"):
+        fused_softmax_xent(X, Y, label_smoothing=label_smoothing)
+
+
+def test_what_is_not_supported_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="class probabilities as targets"):
+        fused_softmax_xent(X, X.softmax(1))
+    with pytest.raises(RuntimeError, match="no gradient with respect to weight"):
+        fused_softmax_xent(X, Y, torch.ones(5, requires_grad=True))
