@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import softxent
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import softxent
 
 from . import checkpoint, data, device, plots
 from .errors import UserError
@@ -93,8 +94,8 @@ def train(config: Config) -> dict[str, Any]:
 
 
 SAMPLE_WARNING = (
-    "data: THE FULL DATASET IS NOT TO BE HAD HERE. TRAINING ON THE EMBEDDED SAMPLE: "
-    "THE ACCURACY IS NOT COMPARABLE WITH ANY PUBLISHED ONE. --require-full-data REFUSES THIS"
+    "data: TRAINING ON THE EMBEDDED SAMPLE, NOT ON THE FULL DATASET: "
+    "THE ACCURACY IS NOT COMPARABLE WITH ANY PUBLISHED ONE. --require-full-data REFUSES THE SAMPLE"
 )
 
 
@@ -150,7 +151,7 @@ def _one_epoch(
         logits = model(images)
         loss = loss_of(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses[i] = loss.detach() * len(labels)
         right[i] = (logits.detach().argmax(1) == labels).sum()

@@ -28,11 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--device") == "cuda":
-        kept = [
-            item for item in items if getattr(item, "callspec", None) and item.callspec.params.get("path") == "kernels"
-        ]
+        kept = [item for item in items if _runs_kernels(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def _runs_kernels(item: Any) -> bool:
+    return hasattr(item, "callspec") and item.callspec.params.get("path") == "kernels"
 
 
 @pytest.fixture(params=PATHS)

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import triton
-from softxent import dispatch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from softxent import dispatch
 
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 def main(target: str) -> None:
     """Print, as JSON lines, what was made of each kernel that a step at each width and dtype would launch."""
     import torch
+
     from offline import Offline
     from softxent import fused_softmax_xent, log_softmax, softmax
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from exactness import assert_as_exact_as_torch
 from softxent import fused_softmax_xent
-from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # 1, ten classes, more rows than one tile, a non-multiple of every block, one above the widest block, and far above it
@@ -118,13 +119,14 @@ def test_a_masked_class_under_label_smoothing_has_infinite_loss_unless_its_weigh
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_without_a_softmax_is_nan_and_harms_no_other(path: str, device: torch.device, value: float) -> None:
-    for n_cols, cols in itertools.product((10, 5000), (0, slice(None))):
+    places: tuple[int | slice, ...] = (0, slice(None))
+    for n_cols, cols in itertools.product((10, 5000), places):
         logits, target = make(3, n_cols, torch.float32, device)
         target[1] = 0
         whole, whole_grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
         if value == float("-inf") and cols == 0:
             continue  # one masked class is nothing special
-        logits[1, cols] = value
+        logits[1][cols] = value
         loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
         assert loss[1].isnan() and grad[1].isnan().all()
         assert torch.equal(loss[[0, 2]], whole[[0, 2]]) and torch.equal(grad[[0, 2]], whole_grad[[0, 2]])

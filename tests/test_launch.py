@@ -1,6 +1,7 @@
 """The launch table: pure, and within what Triton and the kernels allow."""
 
 import pytest
+
 from softxent import launch
 
 

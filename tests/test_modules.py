@@ -1,8 +1,9 @@
 """FusedSoftmaxXent in the place of nn.CrossEntropyLoss."""
 
 import torch
-from softxent import FusedSoftmaxXent, fused_softmax_xent
 from torch import nn
+
+from softxent import FusedSoftmaxXent, fused_softmax_xent
 
 LOGITS, TARGET = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 1])
 

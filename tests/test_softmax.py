@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-import softxent
 import torch
-from exactness import assert_as_exact_as_torch
 from torch import Tensor
+
+import softxent
+from exactness import assert_as_exact_as_torch
 
 PAIRS = ((softxent.softmax, torch.softmax), (softxent.log_softmax, torch.log_softmax))
 Op = Callable[..., Tensor]
@@ -33,7 +34,7 @@ def test_value_and_gradient_are_as_exact_as_torch(
     expected = value_and_gradient(torchs, z, dout)
     exact = value_and_gradient(torchs, z.double(), dout.double())
     for what, *values in zip(("value", "gradient"), results, expected, exact, strict=True):
-        assert_as_exact_as_torch(*values, what)
+        assert_as_exact_as_torch(values[0], values[1], values[2], what)
 
 
 def test_hard_rows(path: str, device: torch.device, ours: Op, torchs: Op) -> None:

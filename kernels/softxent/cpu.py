@@ -7,9 +7,11 @@ Same mathematics as triton_kernels/row_loss.py, arranged for what torch does fas
     dloss/dz_j =  a * p_j  - c_j              j != y
     dloss/dz_y = -a * miss + (a - c_y)
 
-Forward leaves this gradient in the buffer that becomes dlogits, and the first backward pass scales it in place: one
-softmax a step, and no second matrix. float16 could flush it to zero before a loss scale lifts it, so there, and in any
-later backward pass on the same graph, it is computed again. Half precision goes through a float32 scratch of some rows.
+Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
+pass multiplies it by the incoming gradient unless that is 1: one softmax a step, and no second matrix. It is computed
+again in any later backward pass on the same graph, and where a second factor would cost half precision a rounding or
+more: float16 could flush it to zero before a loss scale lifts it, and row factors are anybody's. Half precision goes
+through a float32 scratch of some rows.
 """
 
 import math
@@ -17,7 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20  # values in the rows that are worked on at a time: 4 MiB of float32
+from .normalizer import normalizer
+
+CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
 
 
 def forward(
@@ -26,37 +30,62 @@ def forward(
     weight: Tensor | None,  # [n_cols]
     ignore_index: int,
     label_smoothing: float,
+    reduction: str,
     needs_grad: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss of each row [n_rows], and what `backward` wants: its gradient, where that is worth keeping.
+    """The loss, in float32 or float64, and what `backward` wants: its gradient, where that is worth keeping.
 
     Raises IndexError for a target that is neither `ignore_index` nor in [0, n_cols).
     """
-    dlogits = logits.new_empty(logits.shape) if needs_grad and logits.dtype != torch.float16 else None
     y, ignored = _classes(target, logits.shape[1], ignore_index)
-    return _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, None), [dlogits, ignored]
+    factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
+    keep = logits.itemsize >= 4 or (logits.dtype == torch.bfloat16 and reduction != "none")
+    dlogits = logits.new_empty(logits.shape) if needs_grad and keep else None
+    loss = _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)
+    if reduction != "none":
+        loss = loss.sum()
+    return loss if factor is None else loss * factor, [dlogits, ignored]
 
 
 def backward(
-    dloss: Tensor,  # [n_rows]
+    dloss: Tensor,  # () or, for reduction="none", [n_rows]
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    reduction: str,
     stats: list[Tensor | None],
 ) -> Tensor:
-    """dloss/dlogits times dloss, in the dtype of the logits. Takes the gradient that `forward` left, if it is there."""
+    """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
     (dlogits, ignored), stats[0] = stats, None
     if dlogits is None:
-        dlogits = logits.new_empty(logits.shape)
         y, ignored = _classes(target, logits.shape[1], ignore_index)
-        _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, dloss)
+        factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
+        dlogits = logits.new_empty(logits.shape)
+        _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, dloss if factor is None else dloss * factor)
         return dlogits
-    dloss = dloss[:, None]
-    if ignored is not None:  # dloss is infinite in the mean over no row at all, and 0 * inf is NaN
-        dloss = dloss.masked_fill(ignored, 0)
-    return dlogits.mul_(dloss)
+    if dloss.dim() == 0:
+        scale = dloss.item()
+        # Ignored rows are 0 already, and stay so: 0 * inf is NaN.
+        return dlogits if scale == 1 else _rows_times(dlogits, dloss, None if math.isfinite(scale) else ignored)
+    return _rows_times(dlogits, dloss[:, None], ignored)
+
+
+def _factor(
+    target: Tensor, ignored: Tensor | None, weight: Tensor | None, ignore_index: int, reduction: str, logits: Tensor
+) -> Tensor | float | None:
+    """1 / n for the mean; None where there is none."""
+    if reduction != "mean":
+        return None
+    if ignored is None and weight is None:
+        return 1 / len(target)
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    return 1 / normalizer(target, weight, ignore_index, acc).to(acc)
+
+
+def _rows_times(dlogits: Tensor, scale: Tensor, ignored: Tensor | None) -> Tensor:
+    return dlogits.mul_(scale if ignored is None else torch.where(ignored, 0, scale))
 
 
 def _in_chunks(
@@ -64,22 +93,33 @@ def _in_chunks(
     y: Tensor,  # [n_rows] int64
     ignored: Tensor | None,  # [n_rows, 1] bool
     weight: Tensor | None,
-    label_smoothing: float,
+    eps: float,
     dlogits: Tensor | None,  # [n_rows, n_cols] out
-    dloss: Tensor | None,  # [n_rows], or None: 1
+    scale: Tensor | float | None,  # of the gradient: [n_rows], a number, or None: 1
 ) -> Tensor:
-    """The loss of each row; in `dlogits` its gradient times `dloss`."""
+    """The loss of each row, unscaled, and its gradient times `scale` in `dlogits`."""
     n_rows, n_cols = logits.shape
-    w = None if weight is None else weight.to(torch.promote_types(logits.dtype, torch.float32))
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    w = None if weight is None else weight.to(acc)
+    if dlogits is not None and dlogits.dtype == acc:  # straight into it
+        return _rows(logits, y, ignored, w, eps, dlogits, scale, dlogits)
     step = max(1, CHUNK // n_cols)
-    if n_rows <= step:
-        return _rows(logits, y, ignored, w, label_smoothing, dlogits, dloss)
-    tensors = (logits, y, ignored, dlogits, dloss)
+    scratch = logits.new_empty(min(step, n_rows), n_cols, dtype=acc)
     losses = []
     for start in range(0, n_rows, step):
-        z, y_, ignored_, dlogits_, dloss_ = (None if t is None else t[start : start + step] for t in tensors)
-        assert z is not None and y_ is not None
-        losses.append(_rows(z, y_, ignored_, w, label_smoothing, dlogits_, dloss_))
+        rows = slice(start, start + step)
+        losses.append(
+            _rows(
+                logits[rows],
+                y[rows],
+                None if ignored is None else ignored[rows],
+                w,
+                eps,
+                None if dlogits is None else dlogits[rows],
+                scale[rows] if isinstance(scale, Tensor) and scale.dim() else scale,
+                scratch[: min(step, n_rows - start)],
+            )
+        )
     return torch.cat(losses)
 
 
@@ -90,20 +130,20 @@ def _rows(
     w: Tensor | None,
     eps: float,
     dlogits: Tensor | None,
-    dloss: Tensor | None,
+    scale: Tensor | float | None,
+    p: Tensor,  # scratch in the dtype of the computation, or dlogits itself
 ) -> Tensor:
     n_cols = logits.shape[1]
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    p = torch.softmax(z, 1, out=dlogits) if dlogits is not None and dlogits.dtype == z.dtype else torch.softmax(z, 1)
+    torch.softmax(logits if logits.dtype == p.dtype else p.copy_(logits), 1, out=p)
     y = y[:, None]
     p_y = p.gather(1, y)
     miss = p.scatter_(1, y, 0).sum(1, keepdim=True)
-    loss = _minus_log(p_y, miss, z, y)
+    loss = _minus_log(p_y, miss, logits, y)
     w_y = None if w is None else w[y]
     if w_y is not None:
         loss = torch.where(w_y == 0, 0, loss * w_y)
     if eps:
-        smooth = _minus_log_sum(z, w) * (eps / n_cols)
+        smooth = _minus_log_sum(logits, w, p.dtype) * (eps / n_cols)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
     if ignored is not None:
         loss.masked_fill_(ignored, 0)
@@ -116,8 +156,8 @@ def _rows(
     if eps:
         p.sub_(eps / n_cols if w is None else eps / n_cols * w)
         p.scatter_add_(1, y, torch.full_like(p_y, eps / n_cols).mul_(total))
-    if dloss is not None:
-        p.mul_(dloss[:, None])
+    if scale is not None:
+        p.mul_(scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale)
     if ignored is not None:
         p.masked_fill_(ignored, 0)
     if p is not dlogits:
@@ -142,21 +182,21 @@ def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Te
     return y.masked_fill(ignored, 0), ignored[:, None]
 
 
-def _minus_log(p_y: Tensor, miss: Tensor, z: Tensor, y: Tensor) -> Tensor:
+def _minus_log(p_y: Tensor, miss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     """-log p_y [n_rows, 1]: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
-    largest = -math.log(8 * torch.finfo(z.dtype).tiny)
+    largest = -math.log(8 * torch.finfo(p_y.dtype).tiny)
     loss = (miss / p_y).log1p_()
     if not loss.max().item() < largest:  # NaN comes here too, and leaves as NaN
         rows = (~(loss < largest))[:, 0]
-        z, y = z[rows], y[rows]
+        z, y = logits[rows].to(p_y.dtype), y[rows]
         m = z.amax(1, keepdim=True)
         loss[rows] = (m - z.gather(1, y)) + (z - m).exp_().sum(1, keepdim=True).log_()
     return loss
 
 
-def _minus_log_sum(z: Tensor, w: Tensor | None) -> Tensor:
+def _minus_log_sum(logits: Tensor, w: Tensor | None, acc: torch.dtype) -> Tensor:
     """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
-    log_p = torch.log_softmax(z, 1)
+    log_p = torch.log_softmax(logits.to(acc), 1)
     if w is not None:
         log_p = torch.where(w == 0, 0, log_p * w)
     return log_p.sum(1, keepdim=True).neg_()

@@ -53,26 +53,10 @@ def fused_softmax_xent(
     class_dim = 0 if input.dim() == 1 else 1
     logits = input if input.dim() == 2 else input.movedim(class_dim, -1).reshape(-1, n_cols)
     y = target if target.dim() == 1 else target.reshape(-1)
-    loss = row_loss(logits, y, weight, ignore_index, label_smoothing)
-    if reduction == "mean":
-        loss = loss.sum() / _normalizer(y, weight, ignore_index, loss.dtype)
-    elif reduction == "sum":
-        loss = loss.sum()
-    else:
-        loss = loss.reshape(input.shape[:class_dim] + input.shape[class_dim + 1 :])
     autocast = torch.is_autocast_enabled(input.device.type)
-    return loss.to(torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype)
-
-
-def _normalizer(y: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """What the mean divides by: the sum of the weights of the targets that count."""
-    kept = y != ignore_index
-    if weight is None:
-        return torch.count_nonzero(kept)
-    # A target out of range has its NaN or its error from the row loss already; here it must only not be read.
-    w = weight.to(dtype)[torch.where(kept, y, 0).long().clamp(0, len(weight) - 1)]
-    total = torch.where(kept, w, 0).sum()
-    return torch.where(total == 0, float("nan"), total)  # as torch: NaN, though a smoothed loss over 0 is infinite
+    dtype = torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype
+    loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, dtype)
+    return loss if reduction != "none" else loss.reshape(input.shape[:class_dim] + input.shape[class_dim + 1 :])
 
 
 def _check(

@@ -53,7 +53,8 @@ def row_loss(
     k = z.detach().argmax(1, keepdim=True)
     m = z.gather(1, k)
     rest = (z - m).exp().scatter(1, k, 0).sum(1) + (m - m)[:, 0]  # + NaN where m is infinite
-    spread = torch.where(c == 0, 0, c * (m - z)).sum(1)
+    # z_k's own gap is 0 whatever z_k is: selected out too, or autograd would add 1 and -1 to a gradient of 1e-18.
+    spread = torch.where((c == 0).scatter(1, k, True), 0, c * (m - z)).sum(1)
     return torch.where(target == ignore_index, 0, a * rest.log1p() + spread)
 
 
@@ -62,8 +63,8 @@ def softmax_xent(
     target: Tensor,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
     label_smoothing: float = 0.0,
+    reduction: str = "mean",
 ) -> Tensor:
     """`row_loss` reduced as torch.nn.functional.cross_entropy does: the mean divides by the weights of the targets."""
     loss = row_loss(logits, target, weight, ignore_index, label_smoothing)

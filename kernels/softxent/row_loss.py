@@ -1,13 +1,13 @@
-"""The loss of each row as a differentiable operation: row_loss(logits, target) -> loss [n_rows].
+"""The loss of rows of logits, reduced, as one differentiable operation: row_loss(logits, target) -> loss.
 
 Two implementations, chosen by `dispatch`: torch operations (cpu.py) and the Triton kernels. Each gives
 
-    forward(logits, target, *options, needs_grad) -> loss [n_rows], stats
-    backward(dloss [n_rows], logits, target, *options, stats) -> dlogits
+    forward(logits, target, weight, ignore_index, label_smoothing, reduction, needs_grad) -> loss, stats
+    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, stats) -> dlogits
 
-and may change `stats`, a list, in `backward`. The caller's logits are never written, and any number of backward passes
-on one graph gives the same gradient. Under `create_graph` the gradient is that of the reference formula in torch
-operations, so that it can be differentiated again.
+and may change `stats`, a list, in `backward`. The reduction is inside the operation, so that autograd keeps one node.
+The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Under
+`create_graph` the gradient is that of the reference formula in torch operations, which can be differentiated again.
 """
 
 from typing import Any
@@ -24,9 +24,12 @@ def row_loss(
     weight: Tensor | None,  # [n_cols]
     ignore_index: int,
     label_smoothing: float,
+    reduction: str,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The loss of each row [n_rows], 0 for an ignored one: float64 for float64 logits, float32 otherwise."""
-    return RowLoss.apply(logits, target, weight, ignore_index, label_smoothing)  # type: ignore[no-any-return,no-untyped-call]
+    """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean."""
+    options = ignore_index, label_smoothing, reduction
+    return RowLoss.apply(logits, target, weight, dtype, *options)  # type: ignore[no-any-return]
 
 
 def _implementation(logits: Tensor) -> Any:
@@ -36,33 +39,32 @@ def _implementation(logits: Tensor) -> Any:
 class RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        label_smoothing: float,
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, dtype: torch.dtype, *options: Any
     ) -> Tensor:
         needs_grad = ctx.needs_input_grad[0]
-        options = weight, ignore_index, label_smoothing
         if len(logits) == 0:
-            loss, stats = logits.new_empty(0, dtype=torch.promote_types(logits.dtype, torch.float32)), []
+            loss, stats = _loss_of_nothing(logits, *options), []
         else:
-            loss, stats = _implementation(logits).forward(logits, target, *options, needs_grad)
+            loss, stats = _implementation(logits).forward(logits, target, weight, *options, needs_grad)
         if needs_grad:
             ctx.save_for_backward(logits, target, weight)
-            ctx.stats, ctx.options = stats, (ignore_index, label_smoothing)
-        return loss
+            ctx.stats, ctx.options = stats, options
+        return loss.to(dtype)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (dloss,) = grad_outputs
         logits, target, weight = ctx.saved_tensors
+        dloss = grad_outputs[0].to(torch.promote_types(logits.dtype, torch.float32))
         if len(logits) == 0:
             dlogits = torch.zeros_like(logits)
         elif torch.is_grad_enabled():
-            loss = reference.row_loss(logits, target, weight, *ctx.options)
+            loss = reference.softmax_xent(logits, target, weight, *ctx.options)
             (dlogits,) = torch.autograd.grad(loss, logits, dloss, create_graph=True)
         else:
             dlogits = _implementation(logits).backward(dloss, logits, target, weight, *ctx.options, ctx.stats)
-        return dlogits, None, None, None, None
+        return dlogits, *[None] * 6
+
+
+def _loss_of_nothing(logits: Tensor, ignore_index: int, label_smoothing: float, reduction: str) -> Tensor:
+    rows = logits.new_zeros(0, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()

@@ -38,7 +38,7 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
     if not dispatch.uses_kernels(z) or z.dim() == 0 or z.numel() == 0:
         return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
     rows = z.movedim(dim, -1)
-    out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)  # type: ignore[no-untyped-call]
+    out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
     return out.reshape(rows.shape).movedim(-1, dim)
 
 

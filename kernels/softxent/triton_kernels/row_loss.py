@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
+from ..normalizer import normalizer
 from .common import exp, finite_or_zero, log1p, scalar
 
 
@@ -105,7 +106,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dloss_ptr,  # [n_rows]
+    dloss_ptr,  # [n_rows], or one number with stride_dloss = 0
     logits_ptr,  # [n_rows, n_cols]
     target_ptr,  # [n_rows] int
     weight_ptr,  # [n_cols], or None: all 1
@@ -160,9 +161,10 @@ def forward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    reduction: str,
     needs_grad: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss of each row [n_rows], and what `backward` needs: m and rest, one value a row each."""
+    """The loss, in float32 or float64, and what `backward` needs: m and rest of each row, and the mean's divisor."""
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
     loss = logits.new_empty(n_rows, dtype=acc)
@@ -185,7 +187,12 @@ def forward(
             BLOCK_N=block_n,
             num_warps=num_warps,
         )
-    return loss, stats
+    if reduction == "none":
+        return loss, stats
+    if reduction == "sum":
+        return loss.sum(), stats
+    n = normalizer(target, weight, ignore_index, acc)
+    return loss.sum() / n, [*stats, n]
 
 
 def backward(
@@ -195,13 +202,17 @@ def backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    reduction: str,
     stats: list[Tensor],
 ) -> Tensor:
-    """dloss/dlogits times dloss [n_rows], as a new contiguous [n_rows, n_cols] in the dtype of the logits."""
+    """The gradient of the logits, as a new contiguous [n_rows, n_cols] in their dtype."""
     n_rows, n_cols = logits.shape
+    m, rest, *n = stats
+    if reduction == "mean":
+        dloss = dloss / n[0]
     dlogits = logits.new_empty(n_rows, n_cols)
-    total = weight.sum(dtype=stats[0].dtype) if weight is not None and label_smoothing else None
-    block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize)
+    total = weight.sum(dtype=m.dtype) if weight is not None and label_smoothing else None
+    block_m, block_n, num_warps = launch.tile(n_cols, m.itemsize)
     with on_device_of(logits):
         backward_kernel[(launch.cdiv(n_rows, block_m), launch.cdiv(n_cols, block_n))](
             dloss,
@@ -209,11 +220,12 @@ def backward(
             target,
             weight,
             total,
-            *stats,
+            m,
+            rest,
             dlogits,
             n_rows,
             n_cols,
-            dloss.stride(0),
+            dloss.stride(0) if reduction == "none" else 0,
             *logits.stride(),
             target.stride(0),
             ignore_index,
