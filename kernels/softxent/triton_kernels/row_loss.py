@@ -87,8 +87,7 @@ def forward_kernel(
             total += tl.sum(w, 0)
         m = m_new
 
-    # m - m is NaN where m is infinite: a row with +inf, or with nothing but -inf, has no softmax.
-    rest = tl.where(valid, rest + (m - m), float("nan"))
+    rest += m - m  # NaN where m is infinite: a row with +inf, or with nothing but -inf, has no softmax
     log_d = tl.where(z_y == m, log1p(rest), tl.log(rest + exp(z_y - m)))
     if weight_ptr is None:
         c_y = tl.zeros([BLOCK_M], acc) + (1.0 - eps)
