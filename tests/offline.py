@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from softxent import dispatch
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -117,13 +118,14 @@ class Offline:
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:
-    """What ptxas says of registers and spills, with the flags that Triton gives it."""
+    """What ptxas says of registers and spills, with the flags that this Triton gives it."""
     tool = NVIDIA_TOOLS / ("ptxas-blackwell" if int(arch) >= 100 else "ptxas")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         name = f"--gpu-name=sm_{arch}{'a' if int(arch) >= 90 else ''}"
-        command = [str(tool), "-v", "-lineinfo", name, file.name, "-o", "/dev/null"]
+        flags = ["-v", "-lineinfo", *(["--regAllocOptLevel=2"] if TRITON >= (3, 7) else [])]
+        command = [str(tool), *flags, name, file.name, "-o", "/dev/null"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 

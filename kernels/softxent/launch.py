@@ -6,7 +6,7 @@ its loss, is the same in any batch and in any run.
 
 from typing import NamedTuple
 
-TILE = 4096  # float32 values in one tile: 16 a thread at 8 warps. Of float64 a quarter, or odd row lengths spill
+TILE = 4096  # float32 values in one tile: 16 a thread at 8 warps. Of float64 an eighth, or odd row lengths spill
 
 
 class Tile(NamedTuple):
@@ -30,7 +30,7 @@ def tile(n_cols: int, acc_bytes: int) -> Tile:
     Wide rows go one at a time, few classes many rows at a time, but no more than 64: more buys nothing, and a small
     batch should still spread over the device.
     """
-    values = TILE if acc_bytes == 4 else TILE // 4
+    values = TILE if acc_bytes == 4 else TILE // 8
     block_n = min(power_of_two_from(n_cols), values)
     block_m = min(64, values // block_n)
     return Tile(block_m, block_n, num_warps=4 if block_m * block_n <= 2048 else 8)
