@@ -12,7 +12,6 @@ import re
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from triton.runtime.jit import JITFunction
 from softxent import dispatch
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
-NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass
@@ -119,13 +117,14 @@ class Offline:
 
 def _ptxas(ptx: str, arch: int | str) -> str:
     """What ptxas says of registers and spills, with the flags that this Triton gives it."""
-    tool = NVIDIA_TOOLS / ("ptxas-blackwell" if int(arch) >= 100 else "ptxas")
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        name = f"--gpu-name=sm_{arch}{'a' if int(arch) >= 90 else ''}"
         flags = ["-v", "-lineinfo", *(["--regAllocOptLevel=2"] if TRITON >= (3, 7) else [])]
-        command = [str(tool), *flags, name, file.name, "-o", "/dev/null"]
+        name = f"--gpu-name={sm_arch_from_capability(int(arch))}"
+        command = [get_ptxas(int(arch)).path, *flags, name, file.name, "-o", "/dev/null"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 

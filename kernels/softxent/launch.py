@@ -9,6 +9,10 @@ from typing import NamedTuple
 TILE = 4096  # float32 values in one tile: 16 a thread at 8 warps. Of float64 an eighth, or odd row lengths spill
 
 
+# Multiply and add in one rounding, said aloud: Triton 3.10 stops doing so by itself, and 3.9 warns of it.
+OPTIONS = {"enable_fp_fusion": True}
+
+
 class Tile(NamedTuple):
     block_m: int  # rows
     block_n: int  # columns, a power of two

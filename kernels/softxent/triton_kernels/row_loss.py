@@ -185,6 +185,7 @@ def forward(
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             num_warps=num_warps,
+            **launch.OPTIONS,
         )
     if reduction == "none":
         return loss, stats
@@ -232,5 +233,6 @@ def backward(
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             num_warps=num_warps,
+            **launch.OPTIONS,
         )
     return dlogits

@@ -126,4 +126,5 @@ def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...], strided: Te
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             num_warps=num_warps,
+            **launch.OPTIONS,
         )
