@@ -2,7 +2,7 @@
 
     CUDA or ROCm tensor                     the kernels, compiled
     CPU tensor with TRITON_INTERPRET=1      the kernels, in Triton's interpreter
-    any other tensor                        torch operations (cpu.py)
+    any other tensor                        torch operations (cpu/)
 
 Triton is imported on first use of the kernels, so that `import softxent` needs torch alone.
 """
@@ -22,6 +22,17 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "ye
 def uses_kernels(tensor: torch.Tensor) -> bool:
     """Whether the Triton kernels serve this tensor."""
     return tensor.is_cuda or (INTERPRET and tensor.device.type == "cpu")
+
+
+def implementation(tensor: torch.Tensor, name: str) -> Any:
+    """The module `name` of triton_kernels/ or of cpu/, whichever serves this tensor."""
+    return kernel_module(name) if uses_kernels(tensor) else cpu_module(name)
+
+
+@cache
+def cpu_module(name: str) -> Any:
+    """The module softxent.cpu.<name>."""
+    return import_module(f"{__package__}.cpu.{name}")
 
 
 @cache

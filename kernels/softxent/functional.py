@@ -1,15 +1,14 @@
-"""The public operation: PyTorch's arguments checked and turned into rows, and the rows' losses reduced."""
-
-import math
+"""The public operation: PyTorch's arguments checked and turned into rows, and the loss in PyTorch's shape and dtype."""
 
 import torch
 from torch import Tensor
 
+from . import compiled, reference
+from .checks import check_options, check_tensors, legacy_reduction
+from .normalizer import normalizer
 from .row_loss import row_loss
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
-REDUCTIONS = ("none", "mean", "sum")
+from .soft_target import soft_target_loss
+from .transforms import in_transform
 
 
 def fused_softmax_xent(
@@ -21,95 +20,86 @@ def fused_softmax_xent(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cross-entropy between softmax(input) and class indices, in nats: torch.nn.functional.cross_entropy, fused.
+    """Cross-entropy between softmax(input) and the target, in nats: torch.nn.functional.cross_entropy, fused.
 
         loss_i = -(1 - eps) * w[y_i] * log p_i[y_i] - eps / C * sum_j w_j * log p_i[j],    p_i = softmax(input_i)
+        loss_i = -sum_j w_j * ((1 - eps) * t_i[j] + eps / C) * log p_i[j]                  for probabilities t_i
 
     Args:
         input: logits, (N, C), (C) or (N, C, d1, ..., dK): float64, float32, bfloat16 or float16. (N, C) is read in
             place through its strides; classes in the middle of K more dimensions are copied to (N * d1 * ..., C) once.
         target: class indices in [0, C) or `ignore_index`, in the shape of `input` without its class dimension:
-            int64, int32 or uint8.
+            int64, int32 or uint8. Or class probabilities, floating point, in the shape of `input`: they need not sum
+            to 1, and get a gradient if they require one.
         weight: (C), a weight for each class.
         size_average, reduce: deprecated in PyTorch; they override `reduction` there and here.
         ignore_index: rows with this target have loss 0 and gradient 0, whatever their logits, and do not count in
-            the mean.
-        reduction: "none" for the loss of each row in the shape of `target`; "sum"; or "mean", which divides the sum
-            by that of the targets' weights, and is NaN where there is nothing to divide by.
+            the mean. For class indices only.
+        reduction: "none" for the loss of each row in the shape of `input` without its class dimension; "sum"; or
+            "mean", which divides the sum by that of the targets' weights, or by the number of rows for probabilities,
+            and is NaN where there is nothing to divide by.
         label_smoothing: eps in [0, 1].
+        loss_dtype: of the result; default: the dtype of `input`, and float32 under autocast. float32 for logits of
+            half precision saves the rounding of the loss, about 1e-3 of it.
 
-    Returns the loss in the dtype of `input`, float32 under autocast. Logits of half precision are computed, summed and
-    divided in float32, and rounded once at the end. The gradient is exact where the model is confident:
-    `miss = 1 - p[y]` is summed from its own terms, never subtracted. Differentiable twice, with respect to `input`.
+    Logits of half precision are computed, summed and divided in float32, and rounded once at the end. The gradient
+    for class indices is exact where the model is confident: 1 - p[y] is summed from its own terms, never subtracted.
+    Differentiable any number of times; under torch.func transforms, forward-mode AD and `create_graph`, plain torch
+    operations of the same formula (reference.py) serve.
 
     Raises PyTorch's exceptions: ValueError for the batch size or the reduction, RuntimeError for other shapes, dtypes,
-    devices and label smoothing, IndexError (CPU) for a target out of range, NotImplementedError for logits that are
-    not floating point. On a GPU a target out of range gives NaN in that row's loss and gradient.
+    devices, label smoothing, and `ignore_index` with probabilities, IndexError (CPU) for a target out of range,
+    NotImplementedError for logits that are not floating point. On a GPU a target out of range gives NaN in that row's
+    loss and gradient.
     """
     if size_average is not None or reduce is not None:
-        reduction = _legacy_reduction(size_average, reduce)
-    n_cols = _check(input, target, weight, ignore_index, reduction, label_smoothing)
+        reduction = legacy_reduction(size_average, reduce)
+    n_cols = check_tensors(input, target, weight)
+    check_options(target, ignore_index, reduction, label_smoothing, loss_dtype)
     class_dim = 0 if input.dim() == 1 else 1
-    logits = input if input.dim() == 2 else input.movedim(class_dim, -1).reshape(-1, n_cols)
-    y = target if target.dim() == 1 else target.reshape(-1)
-    autocast = torch.is_autocast_enabled(input.device.type)
-    dtype = torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype
-    loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, dtype)
-    return loss if reduction != "none" else loss.reshape(input.shape[:class_dim] + input.shape[class_dim + 1 :])
+    shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    logits = _rows(input, class_dim, n_cols)
+    soft = target.is_floating_point()
+    y = _rows(target, class_dim, n_cols) if soft else target if target.dim() == 1 else target.reshape(-1)
+    if loss_dtype is None:
+        autocast = torch.is_autocast_enabled(input.device.type)
+        loss_dtype = torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype
+    if torch.compiler.is_compiling():
+        loss = _traceable(logits, y, weight, ignore_index, label_smoothing, reduction).to(loss_dtype)
+    elif logits.numel() and (in_transform(input, target, weight) or (weight is not None and weight.requires_grad)):
+        loss = reference.softmax_xent(logits, y, weight, ignore_index, label_smoothing, reduction).to(loss_dtype)
+    elif soft:
+        loss = soft_target_loss(logits, y, weight, label_smoothing)
+        if reduction != "none":
+            loss = loss.sum()
+        loss = (loss / len(y) if reduction == "mean" else loss).to(loss_dtype)
+    else:
+        loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, loss_dtype)
+    return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _check(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> int:
-    """The number of classes, or an error that says what is wrong and with which shapes."""
-    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
-        if not isinstance(tensor, Tensor) and not (name == "weight" and tensor is None):
-            raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
-    if input.dtype not in DTYPES:
-        raise NotImplementedError(f"input must be float64, float32, bfloat16 or float16 logits, got {input.dtype}")
-    shapes = f"input {tuple(input.shape)} and target {tuple(target.shape)}"
-    if input.dim() == 0:
-        raise RuntimeError(f"input must have a class dimension: (C), (N, C) or (N, C, d1, ...), got {shapes}")
-    if target.shape == input.shape and target.is_floating_point():
-        raise NotImplementedError(f"class probabilities as targets are not supported yet, only indices; got {shapes}")
-    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    if target.shape != expected and not (input.dim() == 1 and target.shape == (1,)):
-        error = ValueError if input.dim() > 1 and target.dim() and len(target) != len(input) else RuntimeError
-        raise error(f"expected target of shape {tuple(expected)} to match the batch of the logits, got {shapes}")
-    if target.dtype not in TARGET_DTYPES:
-        raise RuntimeError(f"target must hold class indices as int64, int32 or uint8, got {target.dtype}")
-    n_cols = input.shape[0 if input.dim() == 1 else 1]
-    if n_cols == 0 and target.numel() > 0:
-        raise IndexError(f"no class to choose from: {shapes}")
-    if weight is not None:
-        if weight.shape != (n_cols,):
-            raise RuntimeError(f"weight must have shape ({n_cols},), one for each class, got {tuple(weight.shape)}")
-        if not weight.is_floating_point():
-            raise RuntimeError(f"weight must be floating point, got {weight.dtype}")
-        if weight.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("no gradient with respect to weight for class indices: pass weight.detach()")
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"input is on {input.device} but {name} is on {tensor.device}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{reduction!r} is not a valid value for reduction: use 'none', 'mean' or 'sum'")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be int, not {type(ignore_index).__name__}")
-    if not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing must be float, not {type(label_smoothing).__name__}")
-    if math.isnan(label_smoothing) or not 0 <= label_smoothing <= 1:
-        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
-    return n_cols
+def _traceable(
+    logits: Tensor, y: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: str
+) -> Tensor:
+    """The loss for torch.compile to trace: registered operators, and torch operations that it can fuse."""
+    n: Tensor | int = len(logits)
+    eps = None if label_smoothing == 0 else torch.ones((), dtype=torch.float64) * label_smoothing
+    if y.is_floating_point():
+        loss: Tensor = compiled.soft_target_loss(logits, y, weight, eps)[0]
+    else:
+        loss = compiled.row_loss(logits, y, weight, ignore_index, eps)[0]
+        n = normalizer(y, weight, ignore_index, loss.dtype)
+    if reduction == "none":
+        return loss
+    return loss.sum() / n if reduction == "mean" else loss.sum()
 
 
-def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
-    """What torch.nn.functional makes of its deprecated pair."""
-    if reduce is False:
-        return "none"
-    return "sum" if size_average is False else "mean"
+def _rows(tensor: Tensor, class_dim: int, n_cols: int) -> Tensor:
+    """[n_rows, n_cols]: the tensor itself, or its classes moved to the end, in a copy where no view will do."""
+    if tensor.dim() == 2:
+        return tensor
+    moved = tensor.movedim(class_dim, -1)
+    return moved.reshape(moved.shape[:-1].numel(), n_cols)

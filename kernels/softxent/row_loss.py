@@ -1,13 +1,13 @@
 """The loss of rows of logits, reduced, as one differentiable operation: row_loss(logits, target) -> loss.
 
-Two implementations, chosen by `dispatch`: torch operations (cpu.py) and the Triton kernels. Each gives
+Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Triton kernels. Each gives
 
     forward(logits, target, weight, ignore_index, label_smoothing, reduction, needs_grad) -> loss, stats
     backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, stats) -> dlogits
 
 and may change `stats`, a list, in `backward`. The reduction is inside the operation, so that autograd keeps one node.
-The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Under
-`create_graph` the gradient is that of the reference formula in torch operations, which can be differentiated again.
+The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Where a
+backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
 """
 
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, dispatch, reference
+from . import reference
+from .dispatch import implementation
+from .transforms import in_higher_order_backward
 
 
 def row_loss(
@@ -32,10 +34,6 @@ def row_loss(
     return RowLoss.apply(logits, target, weight, dtype, *options)  # type: ignore[no-any-return]
 
 
-def _implementation(logits: Tensor) -> Any:
-    return dispatch.kernel_module("row_loss") if dispatch.uses_kernels(logits) else cpu
-
-
 class RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -45,7 +43,7 @@ class RowLoss(torch.autograd.Function):
         if len(logits) == 0:
             loss, stats = _loss_of_nothing(logits, *options), []
         else:
-            loss, stats = _implementation(logits).forward(logits, target, weight, *options, needs_grad)
+            loss, stats = implementation(logits, "row_loss").forward(logits, target, weight, *options, needs_grad)
         if needs_grad:
             ctx.save_for_backward(logits, target, weight)
             ctx.stats, ctx.options = stats, options
@@ -57,11 +55,15 @@ class RowLoss(torch.autograd.Function):
         dloss = grad_outputs[0].to(torch.promote_types(logits.dtype, torch.float32))
         if len(logits) == 0:
             dlogits = torch.zeros_like(logits)
-        elif torch.is_grad_enabled():
-            loss = reference.softmax_xent(logits, target, weight, *ctx.options)
-            (dlogits,) = torch.autograd.grad(loss, logits, dloss, create_graph=True)
+        elif in_higher_order_backward(dloss):
+            record = torch.is_grad_enabled()
+            with torch.enable_grad():
+                loss = reference.softmax_xent(logits, target, weight, *ctx.options)
+            (dlogits,) = torch.autograd.grad(loss, logits, dloss, create_graph=record)
         else:
-            dlogits = _implementation(logits).backward(dloss, logits, target, weight, *ctx.options, ctx.stats)
+            dlogits = implementation(logits, "row_loss").backward(
+                dloss, logits, target, weight, *ctx.options, ctx.stats
+            )
         return dlogits, *[None] * 6
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .checks import DTYPES
+from .transforms import in_higher_order_backward, in_transform
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
     z = input if dtype is None else input.to(dtype)
     if z.dtype not in DTYPES:
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
-    if not dispatch.uses_kernels(z) or z.dim() == 0 or z.numel() == 0:
+    if not dispatch.uses_kernels(z) or z.dim() == 0 or z.numel() == 0 or in_transform(z):
         return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
@@ -54,8 +54,10 @@ class Softmax(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout,) = grad_outputs
         z, out = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: torch operations, which can be differentiated again
+        if in_higher_order_backward(dout):
+            record = torch.is_grad_enabled()
             formula = reference.log_softmax if ctx.log else reference.softmax
-            again = formula(z.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
-            return torch.autograd.grad(again, z, dout, create_graph=True)[0], None
+            with torch.enable_grad():
+                again = formula(z.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
+            return torch.autograd.grad(again, z, dout, create_graph=record)[0], None
         return dispatch.kernel_module("softmax").backward(dout, out, ctx.log), None

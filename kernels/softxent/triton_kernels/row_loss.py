@@ -99,8 +99,8 @@ def forward_kernel(
     in_range = rows < n_rows
     tl.store(loss_ptr + rows, tl.where(active, loss, 0.0), mask=in_range)
     if max_ptr is not None:
-        tl.store(max_ptr + rows, m, mask=in_range)
-        tl.store(rest_ptr + rows, rest, mask=in_range)
+        tl.store(max_ptr + rows, tl.where(active, m, 0.0), mask=in_range)
+        tl.store(rest_ptr + rows, tl.where(active, rest, 0.0), mask=in_range)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The row loss in torch operations: what a CPU tensor gets, and any other device without kernels.
+"""Cross-entropy of each row of logits against its target class, in torch operations.
 
 Same mathematics as triton_kernels/row_loss.py, arranged for what torch does fast. With p = softmax(z) and target y:
 
@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from .normalizer import normalizer
+from ..normalizer import normalizer
 
 CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
 

@@ -1,0 +1,77 @@
+"""What the arguments must be. PyTorch's exception types, and messages with the shapes and the values."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
+    """The number of classes, or an error."""
+    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(tensor, Tensor) and not (name == "weight" and tensor is None):
+            raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
+    if input.dtype not in DTYPES:
+        raise NotImplementedError(f"input must be float64, float32, bfloat16 or float16 logits, got {input.dtype}")
+    if input.dim() == 0:
+        raise RuntimeError(
+            f"input must have a class dimension: (C), (N, C) or (N, C, d1, ...), {_shapes(input, target)}"
+        )
+    if target.shape == input.shape and target.is_floating_point():
+        if target.dtype not in DTYPES:
+            raise RuntimeError(f"probabilities must be float64, float32, bfloat16 or float16, got {target.dtype}")
+    else:
+        _check_indices(input, target)
+    n_cols = input.shape[0 if input.dim() == 1 else 1]
+    if n_cols == 0 and target.numel() > 0:
+        raise IndexError(f"no class to choose from: {_shapes(input, target)}")
+    if weight is not None:
+        if weight.shape != (n_cols,):
+            raise RuntimeError(f"weight must have shape ({n_cols},), one for each class, got {tuple(weight.shape)}")
+        if not weight.is_floating_point():
+            raise RuntimeError(f"weight must be floating point, got {weight.dtype}")
+        if weight.requires_grad and torch.is_grad_enabled() and not target.is_floating_point():
+            raise RuntimeError("no gradient with respect to weight for class indices: pass weight.detach()")
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"input is on {input.device} but {name} is on {tensor.device}")
+    return n_cols
+
+
+def _check_indices(input: Tensor, target: Tensor) -> None:
+    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+    if target.shape != expected and not (input.dim() == 1 and target.shape == (1,)):
+        error = ValueError if input.dim() > 1 and target.dim() and len(target) != len(input) else RuntimeError
+        raise error(f"expected a target of shape {tuple(expected)} to match the logits: {_shapes(input, target)}")
+    if target.dtype not in INDEX_DTYPES:
+        raise RuntimeError(f"target must hold class indices as int64, int32 or uint8, got {target.dtype}")
+
+
+def check_options(
+    target: Tensor, ignore_index: int, reduction: str, label_smoothing: float, loss_dtype: torch.dtype | None
+) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction!r} is not a valid value for reduction: use 'none', 'mean' or 'sum'")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be int, not {type(ignore_index).__name__}")
+    if ignore_index >= 0 and target.is_floating_point():
+        raise RuntimeError(f"ignore_index is for class indices: {ignore_index} with a target of probabilities")
+    if not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing must be float, not {type(label_smoothing).__name__}")
+    if not 0 <= label_smoothing <= 1:  # NaN neither
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
+    if loss_dtype is not None and loss_dtype not in DTYPES:
+        raise RuntimeError(f"loss_dtype must be float64, float32, bfloat16 or float16, got {loss_dtype}")
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """What torch.nn.functional makes of its deprecated pair."""
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"
+
+
+def _shapes(input: Tensor, target: Tensor) -> str:
+    return f"input {tuple(input.shape)} and target {tuple(target.shape)}"

@@ -1,0 +1,193 @@
+"""Cross-entropy of each row of logits against a row of probabilities, and its gradients.
+
+For one row z of n_cols logits with target row t, class weights w and label smoothing eps, with
+c_j = w_j * ((1 - eps) * t_j + eps / n_cols) and a = sum_j c_j (reference.py):
+
+    m     = max_j z_j
+    d     = sum_j exp(z_j - m)
+    loss  = a * log d + sum_j c_j * (m - z_j)             a class with c_j = 0 left out, whatever its logit
+    dloss/dz_j = a * exp(z_j - m) / d - c_j
+    dloss/dt_j = (1 - eps) * w_j * (log d + (m - z_j))
+
+The target need not sum to 1, nor be positive. Forward reads logits and target once; backward reads them once and writes
+dlogits, and dtarget if it is wanted.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import launch
+from ..dispatch import on_device_of
+from .common import exp, finite_or_zero, scalar
+
+
+@triton.jit
+def load_weight(weight_ptr, cols, n_cols, dtype: tl.constexpr):
+    if weight_ptr is None:
+        w = (cols < n_cols).to(dtype)
+    else:
+        w = tl.load(weight_ptr + cols, mask=cols < n_cols, other=0.0).to(dtype)
+    return w
+
+
+@triton.jit
+def forward_kernel(
+    logits_ptr,  # [n_rows, n_cols]
+    target_ptr,  # [n_rows, n_cols]
+    weight_ptr,  # [n_cols], or None: all 1
+    loss_ptr,  # [n_rows] out
+    max_ptr,  # [n_rows] out, or None: m
+    sum_ptr,  # [n_rows] out, or None with max_ptr: d
+    a_ptr,  # [n_rows] out, or None with max_ptr
+    n_rows,
+    n_cols,
+    stride_row,
+    stride_col,
+    stride_target_row,
+    stride_target_col,
+    label_smoothing: tl.float64,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    acc: tl.constexpr = loss_ptr.dtype.element_ty
+    eps = scalar(label_smoothing, acc)
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_range = rows < n_rows
+    m = tl.full([BLOCK_M], float("-inf"), acc)
+    d = tl.zeros([BLOCK_M], acc)
+    a = tl.zeros([BLOCK_M], acc)
+    spread = tl.zeros([BLOCK_M], acc)  # sum_j c_j * (m - z_j)
+    for start in range(0, n_cols, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        at = cols.to(tl.int64)[None, :]
+        mask = in_range[:, None] & (cols < n_cols)[None, :]
+        z = tl.load(logits_ptr + rows[:, None] * stride_row + at * stride_col, mask=mask, other=float("-inf")).to(acc)
+        t_pos = target_ptr + rows[:, None] * stride_target_row + at * stride_target_col
+        t = tl.load(t_pos, mask=mask, other=0.0).to(acc)
+        c = load_weight(weight_ptr, cols, n_cols, acc)[None, :] * ((1.0 - eps) * t + eps / n_cols)
+        m_new = tl.maximum(m, tl.max(z, 1))
+        shift = finite_or_zero(m_new)
+        d = d * exp(m - shift) + tl.sum(exp(z - shift[:, None]), 1)
+        moved = tl.where(m == float("-inf"), 0.0, m_new - m)
+        spread += a * moved + tl.sum(tl.where(mask & (c != 0.0), c * (shift[:, None] - z), 0.0), 1)
+        a += tl.sum(tl.where(mask, c, 0.0), 1)
+        m = m_new
+    d += m - m  # NaN where m is infinite: such a row has no softmax
+    tl.store(loss_ptr + rows, a * tl.log(d) + spread, mask=in_range)
+    if max_ptr is not None:
+        tl.store(max_ptr + rows, m, mask=in_range)
+        tl.store(sum_ptr + rows, d, mask=in_range)
+        tl.store(a_ptr + rows, a, mask=in_range)
+
+
+@triton.jit
+def backward_kernel(
+    dloss_ptr,  # [n_rows]
+    logits_ptr,  # [n_rows, n_cols]
+    target_ptr,  # [n_rows, n_cols]
+    weight_ptr,  # [n_cols], or None: all 1
+    max_ptr,  # [n_rows] m
+    sum_ptr,  # [n_rows] d
+    a_ptr,  # [n_rows]
+    dlogits_ptr,  # [n_rows, n_cols] out, contiguous
+    dtarget_ptr,  # [n_rows, n_cols] out, contiguous, or None
+    n_rows,
+    n_cols,
+    stride_dloss,
+    stride_row,
+    stride_col,
+    stride_target_row,
+    stride_target_col,
+    label_smoothing: tl.float64,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    acc: tl.constexpr = max_ptr.dtype.element_ty
+    eps = scalar(label_smoothing, acc)
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = cols.to(tl.int64)[None, :]
+    in_range = rows < n_rows
+    mask = in_range[:, None] & (cols < n_cols)[None, :]
+    z = tl.load(logits_ptr + rows[:, None] * stride_row + at * stride_col, mask=mask, other=float("-inf")).to(acc)
+    t_pos = target_ptr + rows[:, None] * stride_target_row + at * stride_target_col
+    t = tl.load(t_pos, mask=mask, other=0.0).to(acc)
+    m = tl.load(max_ptr + rows, mask=in_range, other=0.0)[:, None]
+    d = tl.load(sum_ptr + rows, mask=in_range, other=1.0)[:, None]
+    a = tl.load(a_ptr + rows, mask=in_range, other=0.0)[:, None]
+    dloss = tl.load(dloss_ptr + rows * stride_dloss, mask=in_range, other=0.0).to(acc)[:, None]
+    w = load_weight(weight_ptr, cols, n_cols, acc)[None, :]
+    c = w * ((1.0 - eps) * t + eps / n_cols)
+    dlogits = (a * exp(z - m) / d - c) * dloss
+    out = rows[:, None] * n_cols + cols[None, :]
+    tl.store(dlogits_ptr + out, dlogits.to(dlogits_ptr.dtype.element_ty), mask=mask)
+    if dtarget_ptr is not None:
+        dtarget = (1.0 - eps) * w * (tl.log(d) + (m - z)) * dloss
+        tl.store(dtarget_ptr + out, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
+
+
+def forward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, needs_grad: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of each row [n_rows], in float32 or float64, and what `backward` needs: m, d and a of each row."""
+    n_rows, n_cols = logits.shape
+    loss = logits.new_empty(n_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
+    stats = [torch.empty_like(loss) for _ in range(3)] if needs_grad else []
+    block_m, block_n, num_warps = launch.tile(n_cols, loss.itemsize)
+    with on_device_of(logits):
+        forward_kernel[(launch.cdiv(n_rows, block_m),)](
+            logits,
+            target,
+            weight,
+            loss,
+            *(stats or (None, None, None)),
+            n_rows,
+            n_cols,
+            *logits.stride(),
+            *target.stride(),
+            label_smoothing,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=num_warps,
+            **launch.OPTIONS,
+        )
+    return loss, stats
+
+
+def backward(
+    dloss: Tensor,  # [n_rows]
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    needs_dtarget: bool,
+    stats: list[Tensor],
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the logits and, if wanted, of the target, new and contiguous, in the dtypes of those."""
+    n_rows, n_cols = logits.shape
+    dlogits = logits.new_empty(n_rows, n_cols)
+    dtarget = target.new_empty(n_rows, n_cols) if needs_dtarget else None
+    block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize)
+    with on_device_of(logits):
+        backward_kernel[(launch.cdiv(n_rows, block_m), launch.cdiv(n_cols, block_n))](
+            dloss,
+            logits,
+            target,
+            weight,
+            *stats,
+            dlogits,
+            dtarget,
+            n_rows,
+            n_cols,
+            dloss.stride(0),
+            *logits.stride(),
+            *target.stride(),
+            label_smoothing,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=num_warps,
+            **launch.OPTIONS,
+        )
+    return dlogits, dtarget

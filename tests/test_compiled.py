@@ -1,0 +1,76 @@
+"""torch.compile: whole graphs, few recompiles, and the registered operators' own checks."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from softxent import compiled, fused_softmax_xent
+
+TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_compiled() -> None:
+    torch._dynamo.reset()
+
+
+def op(logits: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
+    return fused_softmax_xent(logits * 2, target, **options) * 3
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_whole_graph_gives_the_eager_loss_and_gradients(
+    path: str, device: torch.device, kind: str, dynamic: bool
+) -> None:
+    step = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for options in ({}, {"reduction": "none", "label_smoothing": 0.1}, {"reduction": "sum", "weight": True}):
+        for n_rows in (6, 4):
+            logits = torch.randn(n_rows, 5, device=device, requires_grad=True)
+            target = TARGETS[kind][:n_rows].to(device)
+            inputs = (logits, target.requires_grad_()) if kind == "probabilities" else (logits,)
+            if "weight" in options:
+                options["weight"] = torch.linspace(0.5, 2, 5, device=device)
+            loss = step(logits, target, options)
+            expected = F.cross_entropy(logits * 2, target, **options) * 3  # type: ignore[arg-type]
+            torch.testing.assert_close(loss, expected)
+            dloss = torch.randn_like(loss)
+            torch.testing.assert_close(
+                torch.autograd.grad(loss, inputs, dloss), torch.autograd.grad(expected, inputs, dloss)
+            )
+
+
+@pytest.mark.parametrize(("dynamic", "most"), [(None, 2), (True, 1)])
+def test_a_schedule_of_label_smoothing_recompiles_at_most_once(
+    path: str, device: torch.device, dynamic: bool | None, most: int
+) -> None:
+    counter = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
+
+    def smoothed(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        return fused_softmax_xent(logits, target, label_smoothing=label_smoothing)
+
+    step = torch.compile(smoothed, fullgraph=True, dynamic=dynamic, backend=counter)
+    logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
+    for label_smoothing in (0.1, 0.2, 0.3, 0.4, 0.5):
+        expected = fused_softmax_xent(logits, target, label_smoothing=label_smoothing)
+        torch.testing.assert_close(step(logits, target, label_smoothing), expected)
+    assert counter.frame_count <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    eps = torch.tensor(0.1, dtype=torch.float64)
+    index = TARGETS["indices"].to(device)
+    for shape in ((6, 5), (5, 6)):
+        logits = torch.randn(shape, device=device, dtype=dtype)
+        logits = (logits if shape == (6, 5) else logits.t()).requires_grad_()
+        for weight in (None, torch.ones(5, device=device, dtype=dtype)):
+            torch.library.opcheck(compiled.row_loss, (logits, index, weight, -100, eps))
+            soft = torch.rand(6, 5, device=device, dtype=dtype, requires_grad=True)
+            torch.library.opcheck(compiled.soft_target_loss, (logits, soft, weight, None))

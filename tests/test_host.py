@@ -1,0 +1,37 @@
+"""What the host does on the kernels' path: it launches, and reads nothing from the device."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from softxent import fused_softmax_xent, softmax
+
+
+@pytest.mark.parametrize("kind", ["indices", "weight, smoothing", "probabilities", "none", "softmax"])
+def test_nothing_is_read_from_the_device(
+    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On a GPU each of these would wait for it, and break the capture of a CUDA graph."""
+    if path == "torch":
+        pytest.skip("torch operations look at the targets on the host, where the tensors are")
+    logits = torch.randn(6, 10, device=device, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 3, -100, 4], device=device)
+    weight, soft = torch.ones(10, device=device), torch.rand(6, 10, device=device)
+    dloss = torch.ones(6, device=device)
+
+    def raises(self: torch.Tensor, *_: Any, **__: Any) -> None:
+        raise AssertionError("a value was read from the device")
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, raises)
+    if kind == "softmax":
+        softmax(logits).backward(soft)
+    elif kind == "probabilities":
+        fused_softmax_xent(logits, soft, weight, label_smoothing=0.1).backward()
+    elif kind == "none":
+        fused_softmax_xent(logits, target, reduction="none").backward(dloss)
+    else:
+        options = {"weight": weight, "label_smoothing": 0.1} if kind != "indices" else {}
+        fused_softmax_xent(logits, target, **options).backward()  # type: ignore[arg-type]
+    assert logits.grad is not None
