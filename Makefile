@@ -11,7 +11,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: train test bench lint matrix clean
+.PHONY: help train test bench lint matrix clean
+
+help:
+	@echo "make train | test | bench | lint | matrix | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -19,7 +22,7 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest $(ARGS)
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(RUN) -m pytest --device cuda $(ARGS); \
+		$(RUN) -m pytest --device cuda $(ARGS) || test $$? -eq 5; \
 	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
 
 bench: $(INSTALLED)

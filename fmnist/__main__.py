@@ -1,6 +1,7 @@
 """python -m fmnist: train softmax regression on Fashion-MNIST, and evaluate what was trained."""
 
 import argparse
+import io
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,16 @@ def _positive(kind: type) -> object:
 
     parse.__name__ = f"positive {kind.__name__}"
     return parse
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+_seed.__name__ = "seed"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=_positive(int), default=defaults.epochs)  # type: ignore[arg-type]
     p.add_argument("--batch-size", type=_positive(int), default=defaults.batch_size)  # type: ignore[arg-type]
     p.add_argument("--lr", type=_positive(float), default=defaults.lr, help="of SGD")  # type: ignore[arg-type]
-    p.add_argument("--seed", type=int, default=defaults.seed, help="of the weights and of the order of the images")
+    p.add_argument("--seed", type=_seed, default=defaults.seed, help="of the weights and of the order of the images")
     p.add_argument("--runs", metavar="DIR", default=defaults.runs, help="where the run's folder goes")
     p.add_argument("--name", help="of the run's folder; made from model, loss and time if not given")
 
@@ -57,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each epoch is seen when it is done, in a pipe too
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "train":

@@ -31,12 +31,12 @@ def load(path: Path, expect: str | None = None) -> tuple[str, nn.Module]:
         raise UserError(f"{path} is not a checkpoint, or not a whole one ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program (its format is not {FORMAT!r})")
-    name = content["model"]
+    name = content.get("model")
     if name not in MODELS or (expect is not None and name != expect):
         raise UserError(f"{path} is a checkpoint of the model {name!r}, not of {expect or ' or '.join(MODELS)!r}")
     model = MODELS[name]()
     try:
         model.load_state_dict(content["state"])
-    except RuntimeError as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit the model {name!r}: {error}") from error
     return name, model

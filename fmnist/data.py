@@ -81,7 +81,9 @@ def load(
     """
     log = log or (lambda line: print(line, file=sys.stderr))
     directory = directory or os.environ.get("FMNIST_DATA")
-    if directory == "sample" and not require_full:
+    if directory == "sample":
+        if require_full:
+            raise UserError("--data sample with --require-full-data: " + HOW_TO_SUPPLY.format(cache=cache_dir()))
         return _sample()
     if directory:
         return _read(_folder_with_files(Path(directory)), directory, SHA256)
@@ -92,7 +94,10 @@ def load(
             return _read(cache, str(cache), SHA256)
         except UserError as error:
             log(f"data: the cached copy is not usable, fetching it again ({error})")
-            _remove_files(cache)
+            try:
+                _remove_files(cache)
+            except OSError as trouble:
+                raise UserError(f"cannot replace the cached copy in {cache}: {trouble.strerror}") from trouble
     if _has_files(DEBIAN_DIR):
         return _read(DEBIAN_DIR, str(DEBIAN_DIR), SHA256)
 
@@ -126,7 +131,7 @@ def cache_dir() -> Path:
 def _folder_with_files(directory: Path) -> Path:
     """`directory`, or the folder below it where torchvision keeps the files."""
     if not directory.is_dir():
-        raise UserError(f"the data directory {directory} does not exist")
+        raise UserError(f"the data directory {directory} {'is not one' if directory.exists() else 'does not exist'}")
     for folder in (directory, directory / "FashionMNIST" / "raw"):
         if _has_files(folder):
             return folder

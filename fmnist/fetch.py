@@ -130,7 +130,9 @@ class _progress:
             from tqdm import tqdm
         except ImportError:
             return
-        self.bar = tqdm(desc=name, total=int(size) if size else None, unit="B", unit_scale=True, leave=False)
+        self.bar = tqdm(
+            desc=name, total=int(size) if size else None, unit="B", unit_scale=True, leave=False, disable=None
+        )
 
     def __enter__(self) -> Callable[[int], object]:
         return self.bar.update if self.bar is not None else lambda n: None

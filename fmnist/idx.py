@@ -18,11 +18,13 @@ UINT8 = 0x08
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file, decompressed if its name ends in .gz. UserError if it is not whole."""
-    if path.suffix != ".gz":
-        return path.read_bytes()
     try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
         with gzip.open(path) as file:
             return file.read()
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is truncated or corrupt ({error}): delete it, or replace it by a whole copy"

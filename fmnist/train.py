@@ -10,7 +10,7 @@ runs/<name>/  config.json        what was asked for
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from . import checkpoint, data, device, plots
 from .errors import UserError
 from .models import MODELS
 
-LOSSES = {"fused": softxent.fused_softmax_xent, "torch": F.cross_entropy}
+LOSSES: dict[str, Callable[..., Tensor]] = {"fused": softxent.fused_softmax_xent, "torch": F.cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _train_epochs(
         began = time.perf_counter()
         train_loss, train_accuracy = _one_epoch(config, model, optimizer, training, shuffle, f"epoch {epoch}")
         seconds = time.perf_counter() - began
-        test_loss, test_accuracy = evaluate(model, test)
+        test_loss, test_accuracy = evaluate(model, test, LOSSES[config.loss])
         result = {
             "epoch": epoch,
             "train_loss": train_loss,
@@ -159,20 +159,22 @@ def _one_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, split: Split, loss_of: Callable[..., Tensor] = softxent.fused_softmax_xent
+) -> tuple[float, float]:
     """Mean cross-entropy in nats, and accuracy."""
     n = len(split.labels)
     loss = right = torch.zeros((), device=split.labels.device)
     for start in range(0, n, 10_000):
         images, labels = split.batch(slice(start, start + 10_000))
         logits = model(images)
-        loss = loss + softxent.fused_softmax_xent(logits, labels, reduction="sum")
+        loss = loss + loss_of(logits, labels, reduction="sum")
         right = right + (logits.argmax(1) == labels).sum()
     return loss.item() / n, right.item() / n
 
 
 def _with_bar(batches: range, title: str) -> Any:
-    """A progress bar on a terminal, if tqdm is installed. It shows what was submitted: nothing waits for the device."""
+    """A progress bar on a terminal, if tqdm is installed. It shows what was submitted, and waits for nothing."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -118,7 +118,7 @@ def test_the_sample_is_the_last_resort_and_can_be_refused(tmp_path: Path) -> Non
         data.load(require_full=True, log=lines.append)
     assert all(way in str(error.value) for way in ("apt-get install", "--data DIR", str(data.cache_dir())))
     assert not data.load("sample").complete
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="Three ways"):
         data.load("sample", require_full=True)
 
 

@@ -1,8 +1,10 @@
 """fused_softmax_xent against float64 and against torch.nn.functional.cross_entropy, through both paths."""
 
 import itertools
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -327,13 +329,21 @@ def test_gradient_penalty_is_not_dropped(path: str, device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_bit_identical_from_run_to_run_and_in_any_batch(path: str, device: torch.device, dtype: torch.dtype) -> None:
-    logits, target = make(130, 1000, dtype, device)
-    loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
-    again, grad_again = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
-    assert torch.equal(loss, again) and torch.equal(grad, grad_again)
-    part, grad_part = loss_and_gradient(fused_softmax_xent, logits[57:64], target[57:64], reduction="none")
-    assert torch.equal(loss[57:64], part) and torch.equal(grad[57:64], grad_part)
+@pytest.mark.parametrize("shape", [(130, 1000), (21, 10), (12, 50257)], ids=str)
+def test_bit_identical_from_run_to_run_and_in_any_batch(
+    path: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    logits, target = make(*shape, dtype, device)
+    choices: tuple[dict[str, Any], ...] = ({}, {"label_smoothing": 0.1})
+    for options in choices:
+        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none", **options)
+        again, grad_again = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none", **options)
+        assert torch.equal(loss, again) and torch.equal(grad, grad_again)
+        for rows in (slice(3, 10), *(slice(i, i + 1) for i in range(4, 10))):
+            part, grad_part = loss_and_gradient(
+                fused_softmax_xent, logits[rows], target[rows], reduction="none", **options
+            )
+            assert torch.equal(loss[rows], part) and torch.equal(grad[rows], grad_part)
 
 
 def test_the_loss_is_float32_under_autocast(path: str, device: torch.device) -> None:
@@ -348,6 +358,106 @@ def test_deprecated_reduction_arguments(path: str, device: torch.device) -> None
     for size_average, reduce in itertools.product((None, True, False), repeat=2):
         expected = F.cross_entropy(logits, target, None, size_average, -100, reduce)
         torch.testing.assert_close(fused_softmax_xent(logits, target, None, size_average, -100, reduce), expected)
+
+
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.uint8, -100), (torch.int32, 2**32), (torch.int32, 2**40)])
+def test_a_narrow_target_is_widened_before_it_is_compared(
+    path: str, device: torch.device, dtype: torch.dtype, ignore_index: int
+) -> None:
+    """156 is -100 in uint8, and 2**32 is 0 in int32."""
+    logits, _ = make(4, 200, torch.float32, device)
+    target = torch.tensor([156, 0, 2, 3], device=device)
+    for weight in (None, torch.ones(200, device=device)):
+        for create_graph in (False, True):
+            grads = []
+            for y in (target.to(dtype), target):
+                z = logits.clone().requires_grad_()
+                loss = fused_softmax_xent(z, y, weight, ignore_index=ignore_index)
+                grads.append((loss.detach(), *torch.autograd.grad(loss, z, create_graph=create_graph)))
+            torch.testing.assert_close(*grads, rtol=0, atol=0)
+            torch.testing.assert_close(grads[0][0], F.cross_entropy(logits, target))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_hooks_of_the_logits_run_once_in_a_recorded_backward_pass(path: str, device: torch.device) -> None:
+    for soft in (False, True):
+        results = []
+        for op in (fused_softmax_xent, F.cross_entropy):
+            leaf, target = make(4, 10, torch.float32, device)
+            leaf.requires_grad_()
+            z = leaf * 1
+            z.retain_grad()
+            z.register_hook(lambda grad: grad * 2)
+            op(z, torch.full_like(leaf, 0.1).detach() if soft else target).backward(create_graph=True)
+            assert leaf.grad is not None and z.grad is not None
+            results.append((leaf.grad.detach(), z.grad.detach()))
+            leaf.grad = z.grad = None  # or the graph keeps itself alive
+        torch.testing.assert_close(*results)
+
+
+def test_ignored_and_missing_classes_in_a_recorded_backward_pass(path: str, device: torch.device) -> None:
+    logits, target = make(4, 10, torch.float32, device)
+    logits[1], target[1] = float("nan"), -100
+    if path == "kernels":
+        target[3] = 10
+    logits.requires_grad_()
+    (grad,) = torch.autograd.grad(fused_softmax_xent(logits, target, reduction="sum"), logits, create_graph=True)
+    assert torch.equal(grad[1], torch.zeros_like(grad[1])) and grad[[0, 2]].isfinite().all()
+    if path == "kernels":
+        assert grad[3].isnan().all()
+
+
+def test_a_nan_shows_in_the_loss_even_where_the_class_weight_is_zero(path: str, device: torch.device) -> None:
+    logits, target = make(3, 10, torch.float32, device)
+    weight = torch.ones(10, device=device)
+    weight[target[0]] = 0
+    for col in (target[0], (target[0] + 1) % 10):
+        z = logits.clone()
+        z[0, col] = float("nan")
+        loss, grad = loss_and_gradient(fused_softmax_xent, z, target, weight=weight, reduction="none")
+        assert loss[0].isnan() and grad[0].isnan().all()
+
+
+def test_a_forward_pass_without_gradients_prepares_none(
+    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row_loss = import_module("softxent.row_loss")
+    asked: list[bool] = []
+    implementation = row_loss.implementation
+
+    class Spy:
+        def __init__(self, module: Any) -> None:
+            self.module = module
+
+        def forward(self, *args: Any) -> Any:
+            asked.append(args[-1])
+            return self.module.forward(*args)
+
+    monkeypatch.setattr(row_loss, "implementation", lambda *args: Spy(implementation(*args)))
+    logits, target = make(3, 10, torch.float32, device)
+    fused_softmax_xent(logits, target)
+    with torch.no_grad():
+        fused_softmax_xent(logits.requires_grad_(), target)
+    fused_softmax_xent(logits, target)
+    assert asked == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_loss_dtype_saves_the_rounding_of_the_loss(path: str, device: torch.device, dtype: torch.dtype) -> None:
+    logits, target = make(7, 100, dtype, device)
+    exact = F.cross_entropy(logits.double(), target)
+    for y in (target, F.one_hot(target, 100).to(dtype)):
+        loss = fused_softmax_xent(logits, y, loss_dtype=torch.float32)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="loss_dtype must be"):
+        fused_softmax_xent(logits, target, loss_dtype=torch.int32)
+
+
+def test_numbers_of_numpy_are_numbers(path: str, device: torch.device) -> None:
+    logits, target = make(7, 10, torch.float32, device)
+    loss = fused_softmax_xent(logits, target, ignore_index=np.int64(3), label_smoothing=np.float32(0.5))  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, F.cross_entropy(logits, target, ignore_index=3, label_smoothing=0.5))
 
 
 X, Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
@@ -373,6 +483,7 @@ BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "smoothing": ((X, Y), {"label_smoothing": 1.1}, "label_smoothing must be between 0.0 and 1.0, got 1.1"),
     "smoothing type": ((X, Y), {"label_smoothing": "a"}, "label_smoothing must be float, not str"),
     "ignore_index type": ((X, Y), {"ignore_index": 1.5}, "ignore_index must be int, not float"),
+    "ignore_index of probabilities": ((X, X), {"ignore_index": 1}, "1 with a target of probabilities"),
     "input type": (([1.0, 2.0], Y), {}, "input must be a Tensor, not list"),
     "target type": ((X, [0, 1, 2]), {}, "target must be a Tensor, not list"),
     "devices": ((X, Y.to("meta")), {}, "input is on cpu but target is on meta"),
@@ -395,7 +506,5 @@ def test_label_smoothing_that_torch_ignores_raises(label_smoothing: float) -> No
 
 
 def test_what_is_not_supported_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="class probabilities as targets"):
-        fused_softmax_xent(X, X.softmax(1))
     with pytest.raises(RuntimeError, match="no gradient with respect to weight"):
         fused_softmax_xent(X, Y, torch.ones(5, requires_grad=True))

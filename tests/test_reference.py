@@ -37,7 +37,7 @@ def test_a_confident_row_is_exact() -> None:
     assert torch.all(F.cross_entropy(logits, torch.tensor([0])) == 0)
 
 
-def test_softmax_of_the_notes() -> None:
+def test_softmax_of_large_and_small_logits() -> None:
     """(0.1, 10, 0.1) is confident of the second class; next to 1000 the same 10 is nothing."""
     p = reference.softmax(torch.tensor([[0.1, 10, 0.1], [1e3, 10, 1e3]], dtype=torch.float64))
     torch.testing.assert_close(p[0].tolist(), [5.0172e-05, 0.99989966, 5.0172e-05], rtol=1e-4, atol=0)

@@ -34,9 +34,12 @@ else # Debian's and Ubuntu's python3 without python3-venv
 fi
 pip="$venv/bin/python -m pip --disable-pip-version-check"
 
-# On Linux torch from PyPI brings gigabytes of CUDA. Without a GPU its CPU build will do, where it can be had.
-if [ "$(uname)" = Linux ] && [ -z "${TORCH_INDEX:-}" ] && [ ! -e /dev/nvidiactl ]; then
+# On Linux torch from PyPI brings gigabytes of CUDA. Without a GPU (nor WSL's /dev/dxg, nor AMD's /dev/kfd) its CPU
+# build will do, where it can be had.
+if [ "$(uname)" = Linux ] && [ -z "${TORCH_INDEX:-}" ] && [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ] && [ ! -e /dev/kfd ]
+then
 	TORCH_INDEX=https://download.pytorch.org/whl/cpu
+	echo "no GPU here: asking for torch's CPU build"
 fi
 torch=$(grep '^torch==' requirements/dev.txt)
 if [ -n "${TORCH_INDEX:-}" ]; then
@@ -44,3 +47,4 @@ if [ -n "${TORCH_INDEX:-}" ]; then
 fi
 $pip install -q -r requirements/dev.txt
 $pip install -q --no-deps -e .
+echo "installed $("$venv/bin/python" -c 'import torch; print("torch", torch.__version__)')"

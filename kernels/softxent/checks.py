@@ -1,5 +1,7 @@
 """What the arguments must be. PyTorch's exception types, and messages with the shapes and the values."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -54,11 +56,13 @@ def check_options(
 ) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{reduction!r} is not a valid value for reduction: use 'none', 'mean' or 'sum'")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"ignore_index must be int, not {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise RuntimeError(f"ignore_index must fit into int64, got {ignore_index}")
     if ignore_index >= 0 and target.is_floating_point():
         raise RuntimeError(f"ignore_index is for class indices: {ignore_index} with a target of probabilities")
-    if not isinstance(label_smoothing, (int, float)):
+    if not isinstance(label_smoothing, numbers.Real):
         raise TypeError(f"label_smoothing must be float, not {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing <= 1:  # NaN neither
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")

@@ -59,6 +59,10 @@ def fused_softmax_xent(
         reduction = legacy_reduction(size_average, reduce)
     n_cols = check_tensors(input, target, weight)
     check_options(target, ignore_index, reduction, label_smoothing, loss_dtype)
+    if not isinstance(ignore_index, int):  # numpy's
+        ignore_index = int(ignore_index)
+    if not isinstance(label_smoothing, float):
+        label_smoothing = float(label_smoothing)
     class_dim = 0 if input.dim() == 1 else 1
     shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     logits = _rows(input, class_dim, n_cols)

@@ -40,10 +40,12 @@ def coefficients(
     smooth = w * (label_smoothing / n_cols)
     if target.is_floating_point():
         return (1 - label_smoothing) * w * target.to(dtype) + smooth
-    ignored = (target == ignore_index)[:, None]
-    y = target.long()[:, None].masked_fill(ignored, 0)
+    y = target.long()[:, None]
+    ignored = y == ignore_index
+    missing = ((y < 0) | (y >= n_cols)) & ~ignored  # NaN, as from the kernels
     one_hot = (torch.arange(n_cols, device=target.device) == y).to(dtype)
-    return ((1 - label_smoothing) * w[y] * one_hot + smooth).masked_fill(ignored, 0)
+    c = (1 - label_smoothing) * w[y.clamp(0, n_cols - 1)] * one_hot + smooth
+    return c.masked_fill(missing, float("nan")).masked_fill(ignored, 0)
 
 
 def row_loss(
@@ -55,6 +57,8 @@ def row_loss(
 ) -> Tensor:
     """The loss of each row, [n_rows], in float64 for float64 logits and in float32 otherwise."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not target.is_floating_point():
+        z = z.masked_fill((target.long() == ignore_index)[:, None], 0)  # before any arithmetic: it may hold NaN
     c = coefficients(target, z.shape[1], weight, ignore_index, label_smoothing, z.dtype)
     k = z.detach().argmax(1, keepdim=True)
     is_max = torch.arange(z.shape[1], device=z.device) == k
@@ -62,8 +66,7 @@ def row_loss(
     rest = (z - m).exp().masked_fill(is_max, 0).sum(1) + (m - m)[:, 0]  # + NaN where m is infinite
     # z_k's own gap is 0 whatever z_k is: selected out too, or autograd would add 1 and -1 to a gradient of 1e-18.
     spread = torch.where(is_max | (c == 0), 0, c * (m - z)).sum(1)
-    loss = c.sum(1) * rest.log1p() + spread
-    return loss if target.is_floating_point() else loss.masked_fill(target == ignore_index, 0)
+    return c.sum(1) * rest.log1p() + spread
 
 
 def softmax_xent(
@@ -85,8 +88,10 @@ def softmax_xent(
         return loss.sum()
     if target.is_floating_point():
         return loss.sum() / len(loss)
-    kept = target != ignore_index
-    w = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)[target.long().masked_fill(~kept, 0)]
+    kept = target.long() != ignore_index
+    w = torch.ones_like(loss)
+    if weight is not None:
+        w = weight.to(loss.dtype)[target.long().clamp(0, len(weight) - 1)]
     return loss.sum() / w.masked_fill(~kept, 0).sum()
 
 
@@ -100,3 +105,13 @@ def log_softmax(z: Tensor) -> Tensor:
     """log p_j = (z_j - m) - log sum_k exp(z_k - m) along the last dimension."""
     s = z - z.amax(-1, keepdim=True)
     return s - s.exp().sum(-1, keepdim=True).log()
+
+
+def softmax_gradient(dp: Tensor, p: Tensor) -> Tensor:
+    """dz_j = p_j * (dp_j - sum_k dp_k * p_k)"""
+    return p * (dp - (dp * p).sum(-1, keepdim=True))
+
+
+def log_softmax_gradient(dq: Tensor, q: Tensor) -> Tensor:
+    """dz_j = dq_j - p_j * sum_k dq_k,  q = log p"""
+    return dq - q.exp() * dq.sum(-1, keepdim=True)

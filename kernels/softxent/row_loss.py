@@ -6,8 +6,9 @@ Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Trito
     backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, stats) -> dlogits
 
 and may change `stats`, a list, in `backward`. The reduction is inside the operation, so that autograd keeps one node.
-The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Where a
-backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
+The caller's logits are never written, and any number of backward passes on one graph is right: they agree to a
+rounding, in bfloat16 to two. Where a backward pass is itself recorded or batched, the gradient is that of the reference
+formula, which torch can treat so. What `stats` holds is not seen by saved-tensor hooks, such as those that offload.
 """
 
 from typing import Any
@@ -31,15 +32,21 @@ def row_loss(
 ) -> Tensor:
     """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean."""
     options = ignore_index, label_smoothing, reduction
-    return RowLoss.apply(logits, target, weight, dtype, *options)  # type: ignore[no-any-return]
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad  # inside the Function it cannot be known
+    return RowLoss.apply(logits, target, weight, dtype, needs_grad, *options)  # type: ignore[no-any-return]
 
 
 class RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, dtype: torch.dtype, *options: Any
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        dtype: torch.dtype,
+        needs_grad: bool,
+        *options: Any,
     ) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0]
         if len(logits) == 0:
             loss, stats = _loss_of_nothing(logits, *options), []
         else:
@@ -58,13 +65,14 @@ class RowLoss(torch.autograd.Function):
         elif in_higher_order_backward(dloss):
             record = torch.is_grad_enabled()
             with torch.enable_grad():
-                loss = reference.softmax_xent(logits, target, weight, *ctx.options)
-            (dlogits,) = torch.autograd.grad(loss, logits, dloss, create_graph=record)
+                z = logits.view_as(logits)  # an alias, or the hooks of the logits would run here as well
+                loss = reference.softmax_xent(z, target, weight, *ctx.options)
+            (dlogits,) = torch.autograd.grad(loss, z, dloss, create_graph=record)
         else:
             dlogits = implementation(logits, "row_loss").backward(
                 dloss, logits, target, weight, *ctx.options, ctx.stats
             )
-        return dlogits, *[None] * 6
+        return dlogits, *[None] * 7
 
 
 def _loss_of_nothing(logits: Tensor, ignore_index: int, label_smoothing: float, reduction: str) -> Tensor:

@@ -23,13 +23,20 @@ def soft_target_loss(
     label_smoothing: float,
 ) -> Tensor:
     """The loss of each row [n_rows]: float64 for float64 logits, float32 otherwise."""
-    return SoftTargetLoss.apply(logits, target, weight, label_smoothing)  # type: ignore[no-any-return]
+    needs_grad = torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad)
+    return SoftTargetLoss.apply(logits, target, weight, label_smoothing, needs_grad)  # type: ignore[no-any-return]
 
 
 class SoftTargetLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        label_smoothing: float,
+        needs_grad: bool,
+    ) -> Tensor:
         loss, ctx.stats = logits.new_zeros(0, dtype=torch.promote_types(logits.dtype, torch.float32)), []
         if len(logits):
             module = implementation(logits, "soft_target")
@@ -44,14 +51,15 @@ class SoftTargetLoss(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         needs_dtarget = ctx.needs_input_grad[1]
         if len(logits) == 0:
-            return torch.zeros_like(logits), torch.zeros_like(target), None, None
+            return torch.zeros_like(logits), torch.zeros_like(target), None, None, None
         if in_higher_order_backward(dloss):
             record = torch.is_grad_enabled()
-            inputs = [t for t in (logits, target) if t.requires_grad]
             with torch.enable_grad():
-                loss = reference.row_loss(logits, target, weight, label_smoothing=ctx.label_smoothing)
+                z, t = logits.view_as(logits), target.view_as(target)  # aliases, or their hooks would run here as well
+                loss = reference.row_loss(z, t, weight, label_smoothing=ctx.label_smoothing)
+            inputs = [x for x in (z, t) if x.requires_grad]
             grads = iter(torch.autograd.grad(loss, inputs, dloss, create_graph=record))
-            return *(next(grads) if t.requires_grad else None for t in (logits, target)), None, None
+            return *(next(grads) if x.requires_grad else None for x in (z, t)), None, None, None
         module = implementation(logits, "soft_target")
         grads = module.backward(dloss, logits, target, weight, ctx.label_smoothing, needs_dtarget, ctx.stats)
-        return *grads, None, None
+        return *grads, None, None, None

@@ -46,18 +46,16 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, log: bool) -> Tensor:
         out: Tensor = dispatch.kernel_module("softmax").forward(z, log)
-        ctx.save_for_backward(z, out)
+        ctx.save_for_backward(out)
         ctx.log = log
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout,) = grad_outputs
-        z, out = ctx.saved_tensors
-        if in_higher_order_backward(dout):
-            record = torch.is_grad_enabled()
-            formula = reference.log_softmax if ctx.log else reference.softmax
-            with torch.enable_grad():
-                again = formula(z.to(torch.promote_types(z.dtype, torch.float32))).to(z.dtype)
-            return torch.autograd.grad(again, z, dout, create_graph=record)[0], None
+        (out,) = ctx.saved_tensors
+        if in_higher_order_backward(dout):  # `out` is differentiable: so is a gradient computed from it
+            formula = reference.log_softmax_gradient if ctx.log else reference.softmax_gradient
+            acc = torch.promote_types(out.dtype, torch.float32)
+            return formula(dout.to(acc), out.to(acc)).to(out.dtype), None
         return dispatch.kernel_module("softmax").backward(dout, out, ctx.log), None

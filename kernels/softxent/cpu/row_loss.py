@@ -1,16 +1,17 @@
 """Cross-entropy of each row of logits against its target class, in torch operations.
 
-Same mathematics as triton_kernels/row_loss.py, arranged for what torch does fast. With p = softmax(z) and target y:
+The mathematics of triton_kernels/row_loss.py, where c and a are defined, arranged for what torch does fast. With
+p = softmax(z) and target y:
 
-    miss       = sum_{j != y} p_j             = rest / d: 1 - p_y without the subtraction
+    miss       = sum_{j != y} p_j             1 - p_y without the subtraction
     -log p_y   = log1p(miss / p_y)            exact at both ends
     dloss/dz_j =  a * p_j  - c_j              j != y
     dloss/dz_y = -a * miss + (a - c_y)
 
 Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
-pass multiplies it by the incoming gradient unless that is 1: one softmax a step, and no second matrix. It is computed
-again in any later backward pass on the same graph, and where a second factor would cost half precision a rounding or
-more: float16 could flush it to zero before a loss scale lifts it, and row factors are anybody's. Half precision goes
+pass multiplies it by the incoming gradient unless that is 1: one softmax a step (two under label smoothing), and no
+second matrix. It is computed again in any later backward pass on the same graph, and for float16, which could flush it
+to zero before a loss scale lifts it, and for bfloat16 where each row has a factor of its own. Half precision goes
 through a float32 scratch of some rows.
 """
 
@@ -137,11 +138,11 @@ def _rows(
     torch.softmax(logits if logits.dtype == p.dtype else p.copy_(logits), 1, out=p)
     y = y[:, None]
     p_y = p.gather(1, y)
-    miss = p.scatter_(1, y, 0).sum(1, keepdim=True)
+    miss = sum_rows(p.scatter_(1, y, 0))
     loss = _minus_log(p_y, miss, logits, y)
     w_y = None if w is None else w[y]
     if w_y is not None:
-        loss = torch.where(w_y == 0, 0, loss * w_y)
+        loss = torch.where(w_y == 0, miss * 0, loss * w_y)  # miss * 0: still NaN where there is no softmax
     if eps:
         smooth = _minus_log_sum(logits, w, p.dtype) * (eps / n_cols)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
@@ -190,13 +191,20 @@ def _minus_log(p_y: Tensor, miss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         rows = (~(loss < largest))[:, 0]
         z, y = logits[rows].to(p_y.dtype), y[rows]
         m = z.amax(1, keepdim=True)
-        loss[rows] = (m - z.gather(1, y)) + (z - m).exp_().sum(1, keepdim=True).log_()
+        loss[rows] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
     return loss
 
 
 def _minus_log_sum(logits: Tensor, w: Tensor | None, acc: torch.dtype) -> Tensor:
     """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
-    log_p = torch.log_softmax(logits.to(acc), 1)
-    if w is not None:
-        log_p = torch.where(w == 0, 0, log_p * w)
-    return log_p.sum(1, keepdim=True).neg_()
+    sums = []
+    for z in logits.split(max(1, CHUNK // logits.shape[1])):
+        log_p = torch.log_softmax(z.to(acc), 1)
+        sums.append(sum_rows(log_p if w is None else torch.where(w == 0, 0, log_p * w)))
+    return torch.cat(sums).neg_()
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """Of each row [n_rows, 1]. One row alone is summed as two are: torch would split it among the threads, and a row's
+    bits would depend on its batch."""
+    return values.sum(1, keepdim=True) if len(values) > 1 else values.expand(2, -1).sum(1, keepdim=True)[:1]

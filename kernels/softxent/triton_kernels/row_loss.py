@@ -88,12 +88,13 @@ def forward_kernel(
         m = m_new
 
     rest += m - m  # NaN where m is infinite: a row with +inf, or with nothing but -inf, has no softmax
-    log_d = tl.where(z_y == m, log1p(rest), tl.log(rest + exp(z_y - m)))
+    d = rest + exp(z_y - m)
+    log_d = tl.where(z_y == m, log1p(rest), tl.log(d))
     if weight_ptr is None:
         c_y = tl.zeros([BLOCK_M], acc) + (1.0 - eps)
     else:
         c_y = (1.0 - eps) * tl.load(weight_ptr + target, mask=valid, other=float("nan")).to(acc)
-    loss = tl.where(c_y == 0.0, 0.0, c_y * ((m - z_y) + log_d))
+    loss = tl.where(c_y == 0.0, d * 0.0, c_y * ((m - z_y) + log_d))  # d * 0: still NaN where there is no softmax
     if eps != 0.0:
         loss += (eps / n_cols) * (total * log_d + spread)
     in_range = rows < n_rows
@@ -147,7 +148,8 @@ def backward_kernel(
         w_y = tl.load(weight_ptr + target, mask=valid, other=0.0).to(acc)
     a = (1.0 - eps) * w_y + eps / n_cols * total
     is_target = cols[None, :] == target[:, None]
-    p = tl.where(is_target, -rest[:, None], exp(z - m[:, None])) / (rest + exp(z_y - m))[:, None]
+    inverse_d = 1.0 / (rest + exp(z_y - m))  # a division a row, not a value
+    p = tl.where(is_target, -rest[:, None], exp(z - m[:, None])) * inverse_d[:, None]
     c = tl.where(is_target, w_y[:, None] - total, w[None, :]) * (eps / n_cols)  # without c_y's own (1 - eps) * w_y
     dlogits = tl.where(active[:, None], (a[:, None] * p - c) * dloss[:, None], 0.0)
     out = dlogits_ptr + rows[:, None] * n_cols + cols[None, :]

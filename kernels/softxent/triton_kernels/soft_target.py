@@ -118,13 +118,14 @@ def backward_kernel(
     d = tl.load(sum_ptr + rows, mask=in_range, other=1.0)[:, None]
     a = tl.load(a_ptr + rows, mask=in_range, other=0.0)[:, None]
     dloss = tl.load(dloss_ptr + rows * stride_dloss, mask=in_range, other=0.0).to(acc)[:, None]
+    log_d = tl.log(d)
     w = load_weight(weight_ptr, cols, n_cols, acc)[None, :]
     c = w * ((1.0 - eps) * t + eps / n_cols)
-    dlogits = (a * exp(z - m) / d - c) * dloss
+    dlogits = ((a / d) * exp(z - m) - c) * dloss
     out = rows[:, None] * n_cols + cols[None, :]
     tl.store(dlogits_ptr + out, dlogits.to(dlogits_ptr.dtype.element_ty), mask=mask)
     if dtarget_ptr is not None:
-        dtarget = (1.0 - eps) * w * (tl.log(d) + (m - z)) * dloss
+        dtarget = (1.0 - eps) * w * (log_d + (m - z)) * dloss
         tl.store(dtarget_ptr + out, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
 
 
@@ -135,7 +136,7 @@ def forward(
     n_rows, n_cols = logits.shape
     loss = logits.new_empty(n_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
     stats = [torch.empty_like(loss) for _ in range(3)] if needs_grad else []
-    block_m, block_n, num_warps = launch.tile(n_cols, loss.itemsize)
+    block_m, block_n, num_warps = launch.tile(n_cols, loss.itemsize, n_matrices=2)
     with on_device_of(logits):
         forward_kernel[(launch.cdiv(n_rows, block_m),)](
             logits,
@@ -169,7 +170,7 @@ def backward(
     n_rows, n_cols = logits.shape
     dlogits = logits.new_empty(n_rows, n_cols)
     dtarget = target.new_empty(n_rows, n_cols) if needs_dtarget else None
-    block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize)
+    block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize, n_matrices=2)
     with on_device_of(logits):
         backward_kernel[(launch.cdiv(n_rows, block_m), launch.cdiv(n_cols, block_n))](
             dloss,

@@ -45,14 +45,15 @@ def forward_kernel(
         d = d * exp(m - shift) + tl.sum(exp(z - shift[:, None]), 1)
         m = m_new
     d += m - m  # NaN where m is infinite: such a row has no softmax
+    log_d, inverse_d = tl.log(d), 1.0 / d
     for start in range(0, n_cols, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
         mask = in_range[:, None] & (cols < n_cols)[None, :]
         z = tl.load(row_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_col, mask=mask, other=float("-inf")).to(ACC)
         if LOG:
-            out = (z - m[:, None]) - tl.log(d)[:, None]
+            out = (z - m[:, None]) - log_d[:, None]
         else:
-            out = exp(z - m[:, None]) / d[:, None]
+            out = exp(z - m[:, None]) * inverse_d[:, None]
         out_pos = out_ptr + rows[:, None] * n_cols + cols[None, :]
         tl.store(out_pos, out.to(out_ptr.dtype.element_ty), mask=mask)
 
