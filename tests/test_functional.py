@@ -197,6 +197,7 @@ def test_any_integer_can_be_the_ignored_class(path: str, device: torch.device, i
     logits, target = make(6, 5, torch.float32, device)
     target[::2] = ignore_index
     check(logits, target, ignore_index=ignore_index)
+    check(logits, target, ignore_index=ignore_index, weight=torch.linspace(0.5, 2, 5, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
@@ -232,6 +233,43 @@ def test_shapes_of_torch(path: str, device: torch.device) -> None:
             check(view, target.reshape(shape), label_smoothing=0.2)
 
 
+def test_classes_last_in_memory_are_read_in_place(device: torch.device) -> None:
+    functional = import_module("softxent.functional")
+    images = torch.randn(2, 10, 3, 4, device=device).to(memory_format=torch.channels_last)
+    assert functional._rows(images, 1, 10).data_ptr() == images.data_ptr()
+    assert functional._rows(images.contiguous(), 1, 10).shape == (24, 10)
+
+
+def test_more_rows_than_a_second_grid_dimension_holds(path: str, device: torch.device) -> None:
+    logits, target = make(66_000, 2, torch.float32, device)
+    torch.testing.assert_close(fused_softmax_xent(logits, target), F.cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_incoming_gradient_is_not_written(path: str, device: torch.device, reduction: str) -> None:
+    logits, target = make(4, 10, torch.float32, device)
+    target[2] = -100
+    logits.requires_grad_()
+    loss = fused_softmax_xent(logits, target, reduction=reduction)
+    dloss = torch.full_like(loss, 3.0)
+    torch.autograd.grad(loss, logits, dloss)
+    assert torch.equal(dloss, torch.full_like(loss, 3.0))
+
+
+def test_a_vocabulary_of_131072(path: str, device: torch.device) -> None:
+    check(*make(2, 131_072, torch.float32, device), reduction="none")
+
+
+def test_bfloat16_keeps_the_targets_gradient_at_p_0999(path: str, device: torch.device) -> None:
+    """p - 1 in bfloat16 would be 0, or wrong by its whole size."""
+    logits, target = torch.zeros(1, 10, dtype=torch.bfloat16, device=device), torch.tensor([0], device=device)
+    logits[0, 0] = 9.125  # p = 0.99902
+    for dloss in (1.0, 0.5, 3.0):
+        _, grad = loss_and_gradient(fused_softmax_xent, logits, target, torch.tensor(dloss, device=device))
+        exact = -dloss * logits.double().softmax(1)[0, 1:].sum()
+        assert abs(grad[0, 0].double() / exact - 1) <= 2**-8 + 2**-9
+
+
 def test_out_of_range_targets(path: str, device: torch.device) -> None:
     logits, target = make(4, 10, torch.float32, device)
     for bad in (10, -1, 2**40):
@@ -254,6 +292,8 @@ def test_the_gradient_of_any_backward_pass_is_the_same(path: str, device: torch.
         loss = fused_softmax_xent(logits, target, label_smoothing=0.1, reduction="none").float()
         for scale in (1.0, 3.0, 1024.0, 1.0):
             (grad,) = torch.autograd.grad(loss, logits, torch.full_like(loss, scale), retain_graph=True)
+            (again,) = torch.autograd.grad(loss, logits, torch.full_like(loss, scale), retain_graph=True)
+            assert torch.equal(grad, again)
             _, exact = loss_and_gradient(
                 F.cross_entropy,
                 logits.detach().double(),
@@ -263,6 +303,19 @@ def test_the_gradient_of_any_backward_pass_is_the_same(path: str, device: torch.
                 reduction="none",
             )
             torch.testing.assert_close(grad.double(), exact, rtol=rtol, atol=scale * 1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_second_backward_pass_of_a_graph_repeats_the_first(
+    path: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    logits, target = make(5, 100, dtype, device)
+    target[2] = -100
+    for reduction in ("mean", "sum", "none"):
+        z = logits.clone().requires_grad_()
+        loss = fused_softmax_xent(z, target, reduction=reduction)
+        grads = [torch.autograd.grad(loss, z, torch.full_like(loss, 1.7), retain_graph=True)[0] for _ in range(3)]
+        assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
 
 
 def test_a_small_float16_gradient_survives_until_the_loss_scale_lifts_it(path: str, device: torch.device) -> None:

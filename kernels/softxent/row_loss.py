@@ -6,9 +6,9 @@ Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Trito
     backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, stats) -> dlogits
 
 and may change `stats`, a list, in `backward`. The reduction is inside the operation, so that autograd keeps one node.
-The caller's logits are never written, and any number of backward passes on one graph is right: they agree to a
-rounding, in bfloat16 to two. Where a backward pass is itself recorded or batched, the gradient is that of the reference
-formula, which torch can treat so. What `stats` holds is not seen by saved-tensor hooks, such as those that offload.
+The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Where a
+backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
+What `stats` holds is not seen by saved-tensor hooks, such as those that offload.
 """
 
 from typing import Any

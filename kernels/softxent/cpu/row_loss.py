@@ -40,8 +40,7 @@ def forward(
     """
     y, ignored = _classes(target, logits.shape[1], ignore_index)
     factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
-    keep = logits.itemsize >= 4 or (logits.dtype == torch.bfloat16 and reduction != "none")
-    dlogits = logits.new_empty(logits.shape) if needs_grad and keep else None
+    dlogits = logits.new_empty(logits.shape) if needs_grad and _survives_a_factor(logits, reduction) else None
     loss = _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)
     if reduction != "none":
         loss = loss.sum()
@@ -64,13 +63,21 @@ def backward(
         y, ignored = _classes(target, logits.shape[1], ignore_index)
         factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
         dlogits = logits.new_empty(logits.shape)
-        _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, dloss if factor is None else dloss * factor)
-        return dlogits
+        if not _survives_a_factor(logits, reduction):
+            both = dloss if factor is None else dloss * factor
+            _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, both)
+            return dlogits
+        _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)  # the first pass's, bit for bit
     if dloss.dim() == 0:
         scale = dloss.item()
         # Ignored rows are 0 already, and stay so: 0 * inf is NaN.
         return dlogits if scale == 1 else _rows_times(dlogits, dloss, None if math.isfinite(scale) else ignored)
     return _rows_times(dlogits, dloss[:, None], ignored)
+
+
+def _survives_a_factor(logits: Tensor, reduction: str) -> bool:
+    """Whether the gradient may be rounded to the dtype of the logits before the incoming gradient multiplies it."""
+    return logits.itemsize >= 4 or (logits.dtype == torch.bfloat16 and reduction != "none")
 
 
 def _factor(
@@ -150,15 +157,20 @@ def _rows(
         loss.masked_fill_(ignored, 0)
     if dlogits is None:
         return loss[:, 0]
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = scale[:, None]
+    factor = (p_y + miss).reciprocal_()  # torch's softmax of a long row sums to 1 only to some 50 ulp
     p.scatter_(1, y, miss.neg_())
-    total = n_cols if w is None else w.sum()
-    if w_y is not None or eps:
-        p.mul_((1 - eps) * (1 if w_y is None else w_y) + eps / n_cols * total)  # a
     if eps:
+        total = n_cols if w is None else w.sum()
+        p.mul_(factor * ((1 - eps) * (1 if w_y is None else w_y) + eps / n_cols * total))  # a
         p.sub_(eps / n_cols if w is None else eps / n_cols * w)
         p.scatter_add_(1, y, torch.full_like(p_y, eps / n_cols).mul_(total))
-    if scale is not None:
-        p.mul_(scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale)
+        if scale is not None:
+            p.mul_(scale)
+    else:
+        factor = factor if w_y is None else factor * w_y
+        p.mul_(factor if scale is None else factor * scale)
     if ignored is not None:
         p.masked_fill_(ignored, 0)
     if p is not dlogits:
