@@ -101,6 +101,19 @@ def test_nothing_to_average(path: str, device: torch.device) -> None:
     assert loss == 0 and torch.autograd.grad(loss, empty)[0].shape == (0, 10)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(0, 0), (3, 0), (2, 5, 0), (2, 0, 4), (0,)], ids=str)
+def test_nothing_at_all_is_what_it_is_in_torch(
+    path: str, device: torch.device, shape: tuple[int, ...], reduction: str
+) -> None:
+    results = []
+    for op in (fused_softmax_xent, F.cross_entropy):
+        logits = torch.zeros(shape, device=device, requires_grad=True)
+        loss = op(logits, torch.zeros(shape, device=device), reduction=reduction)
+        results.append((loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]))
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
 def test_gradcheck_and_gradgradcheck(path: str, device: torch.device, options: dict[str, Any]) -> None:
     logits, target = (t.requires_grad_() for t in make((4, 5), torch.float64, device))

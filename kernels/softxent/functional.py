@@ -80,7 +80,8 @@ def fused_softmax_xent(
         loss = soft_target_loss(logits, y, weight, label_smoothing)
         if reduction != "none":
             loss = loss.sum()
-        loss = (loss / len(y) if reduction == "mean" else loss).to(loss_dtype)
+        n = len(y) if n_cols else 0  # as torch: nothing to average without classes
+        loss = (loss / n if reduction == "mean" else loss).to(loss_dtype)
     else:
         loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, loss_dtype)
     return loss.reshape(shape) if reduction == "none" else loss

@@ -37,8 +37,9 @@ class SoftTargetLoss(torch.autograd.Function):
         label_smoothing: float,
         needs_grad: bool,
     ) -> Tensor:
-        loss, ctx.stats = logits.new_zeros(0, dtype=torch.promote_types(logits.dtype, torch.float32)), []
-        if len(logits):
+        loss = logits.new_zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+        ctx.stats = []
+        if logits.numel():
             module = implementation(logits, "soft_target")
             loss, ctx.stats = module.forward(logits, target, weight, label_smoothing, needs_grad)
         ctx.save_for_backward(logits, target, weight)
@@ -50,7 +51,7 @@ class SoftTargetLoss(torch.autograd.Function):
         (dloss,) = grad_outputs
         logits, target, weight = ctx.saved_tensors
         needs_dtarget = ctx.needs_input_grad[1]
-        if len(logits) == 0:
+        if logits.numel() == 0:
             return torch.zeros_like(logits), torch.zeros_like(target), None, None, None
         if in_higher_order_backward(dloss):
             record = torch.is_grad_enabled()
