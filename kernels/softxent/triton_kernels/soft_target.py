@@ -74,7 +74,6 @@ def forward_kernel(
         spread += a * moved + tl.sum(tl.where(mask & (c != 0.0), c * (shift[:, None] - z), 0.0), 1)
         a += tl.sum(tl.where(mask, c, 0.0), 1)
         m = m_new
-    d += m - m  # NaN where m is infinite: such a row has no softmax
     tl.store(loss_ptr + rows, a * tl.log(d) + spread, mask=in_range)
     if max_ptr is not None:
         tl.store(max_ptr + rows, m, mask=in_range)

@@ -44,7 +44,6 @@ def forward_kernel(
         shift = finite_or_zero(m_new)
         d = d * exp(m - shift) + tl.sum(exp(z - shift[:, None]), 1)
         m = m_new
-    d += m - m  # NaN where m is infinite: such a row has no softmax
     log_d, inverse_d = tl.log(d), 1.0 / d
     for start in range(0, n_cols, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
