@@ -44,7 +44,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     name: str = request.param
     if name == "kernels" and find_spec("triton") is None:
         pytest.skip("Triton is not installed (it has no build for this platform): the kernels cannot run here")
-    monkeypatch.setattr(dispatch, "INTERPRET", name == "kernels")
+    interpreted = name == "kernels" and request.config.getoption("--device") == "cpu"
+    monkeypatch.setattr(dispatch, "INTERPRET", interpreted)
     return name
 
 
