@@ -159,6 +159,7 @@ def test_an_epoch_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch, los
 
 
 def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> None:
+    """With the default seed, which was chosen knowing this: two of the seeds 0 to 7 end below 0.825."""
     try:
         fmnist.data.load(require_full=True)
     except UserError as error:
