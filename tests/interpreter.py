@@ -1,6 +1,8 @@
 """Triton's interpreter, made to notice what it lets pass, and the launches counted.
 
     rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
+    larger_or_nan   a reduction of ours, which it would do value by value in Python
+    fma          is two roundings there; here, as on a GPU, one
     bounds       a pointer outside the tensors of the launch reads whatever is there; here it is an error
     launches()   the names of the kernels launched meanwhile
 
@@ -29,6 +31,7 @@ class OutOfBounds(Exception):
 
 def install() -> None:
     """Once a process."""
+    apply_impl = triton_interpreter.ReduceOps.apply_impl
     cast, call = Builder.cast_impl, Grid.__call__
     load, store = Builder.create_masked_load, Builder.create_masked_store
 
@@ -36,6 +39,18 @@ def install() -> None:
         if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
             return triton_interpreter.TensorHandle(round_to_bfloat16(source.data), tl.bfloat16)
         return cast(self, source, to)
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        wide = np.longdouble if x.data.dtype == np.float64 else np.float64
+        exact = np.asarray(x.data, wide) * np.asarray(y.data, wide) + np.asarray(z.data, wide)
+        return triton_interpreter.TensorHandle(exact.astype(x.data.dtype), z.dtype.scalar)
+
+    def reduce(self: Any, inputs: Any) -> Any:
+        if getattr(self.combine_fn, "__name__", "") == "larger_or_nan":
+            values = inputs[0] if isinstance(inputs, tuple) else inputs
+            largest = np.max(values.handle.data, axis=self.axis, keepdims=self.keep_dims)
+            return self.to_tensor(largest, values.dtype)
+        return apply_impl(self, inputs)
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         check_bounds(pointers, mask)
@@ -53,8 +68,9 @@ def install() -> None:
             warnings.simplefilter("ignore", RuntimeWarning)  # -inf - -inf and the like are tested by their results
             return call(self, *args, **kwargs)
 
-    Builder.cast_impl = cast_impl
+    Builder.cast_impl, Builder.create_fma = cast_impl, create_fma
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
+    triton_interpreter.ReduceOps.apply_impl = reduce
     Grid.__call__ = launch
 
 

@@ -4,10 +4,12 @@ import pytest
 
 from softxent import launch
 
+WIDTHS = (1, 2, 3, 10, 16, 17, 33, 64, 65, 512, 513, 1000, 4096, 4097, 16384, 32768, 50257, 65536, 262144)
+
 
 @pytest.mark.parametrize("acc_bytes", [4, 8])
 def test_tiles_are_powers_of_two_that_cover_the_row_or_fill_the_budget(acc_bytes: int) -> None:
-    for n_cols in (1, 2, 3, 10, 16, 17, 512, 513, 1000, 4096, 4097, 50257, 262144):
+    for n_cols in WIDTHS:
         budget = launch.VALUES[n_cols > 512][1][acc_bytes]
         tile = launch.tile(n_cols, acc_bytes)
         for size in tile:
@@ -17,10 +19,49 @@ def test_tiles_are_powers_of_two_that_cover_the_row_or_fill_the_budget(acc_bytes
         assert tile.block_m * tile.block_n <= budget
 
 
-def test_few_classes_take_many_rows_and_a_vocabulary_one() -> None:
-    assert launch.tile(10, 4) == (64, 16, 4)
-    assert launch.tile(100, 4) == (8, 128, 4)
-    assert launch.tile(50257, 4) == (1, 4096, 8)
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_row_that_a_program_holds_fits_wherever_it_starts(itemsize: int, odd: bool) -> None:
+    for n_cols in WIDTHS:
+        stride = n_cols + (1 if odd else -n_cols % 16)
+        tile = launch.whole(n_cols, stride, 1, itemsize, 0, smoothed=False, packs=True)
+        if tile is None:
+            assert n_cols > {2: 65529, 4: 32765, 8: 4096}[itemsize]
+            continue
+        assert n_cols + (tile.access.granule - 1 if tile.access.odd else 0) <= tile.block_n
+        assert tile.block_n <= max(64, 2 * (n_cols + tile.access.granule - 1))
+        for size in (tile.block_m, tile.block_n, tile.num_warps):
+            assert size & (size - 1) == 0
+        assert not tile.packed or itemsize == 2
+
+
+def test_rows_are_accessed_in_granules_of_16_bytes_where_they_have_them() -> None:
+    assert launch.access(1024, 1024, 1, 2, 0) == (8, False)
+    assert launch.access(1000, 1000, 1, 2, 0) == (8, False)
+    assert launch.access(50257, 50257, 1, 2, 0) == (8, True)
+    assert launch.access(50257, 50304, 1, 4, 0) == (4, True)  # a padded vocabulary: the last granule is shared
+    assert launch.access(1024, 1024, 1, 4, 4) == (4, True)  # a slice that starts off a granule
+    assert launch.access(10, 1, 256, 4, 0) == (1, False)  # classes first in memory
+    assert launch.access(51, 51, 1, 8, 0) == (1, False)
+
+
+def test_label_smoothing_of_odd_rows_is_summed_in_the_order_of_the_columns() -> None:
+    tile = launch.whole(1001, 1001, 1, 2, 0, smoothed=True, packs=True)
+    assert tile is not None and tile.access == (1, False)
+    assert launch.whole(50257, 50257, 1, 2, 0, smoothed=True, packs=True) is None
+    tile = launch.whole(50257, 50257, 1, 2, 0, smoothed=False, packs=True)
+    assert tile is not None and tile.access == (8, True) and tile.packed
+
+
+def test_accesses_to_few_classes_are_as_wide_as_every_row_allows() -> None:
+    assert launch.vector(10, 10, 1, 4, 0) == 2
+    assert launch.vector(10, 10, 1, 2, 0) == 2
+    assert launch.vector(16, 16, 1, 2, 0) == 8
+    assert launch.vector(16, 16, 1, 4, 0) == 4
+    assert launch.vector(16, 16, 1, 4, 8) == 2
+    assert launch.vector(9, 10, 1, 4, 0) == 1
+    assert launch.vector(10, 11, 1, 4, 0) == 1
+    assert launch.vector(10, 1, 256, 4, 0) == 1
 
 
 def test_power_of_two_from_and_cdiv() -> None:

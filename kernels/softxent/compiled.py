@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import implementation, uses_kernels
+from .dispatch import implementation, kernel_module, uses_kernels
 
 
 def _acc(logits: Tensor) -> torch.dtype:
@@ -29,24 +29,31 @@ def _row_stats(logits: Tensor, count: int) -> list[Tensor]:
     return [logits.new_empty(n_rows, dtype=_acc(logits)) for _ in range(count)]
 
 
+def _stats(logits: Tensor, label_smoothing: Tensor | None) -> Tensor:
+    """What the kernels keep of rows that no program holds; nothing is kept of others."""
+    smoothed = float(label_smoothing is not None)
+    streams = uses_kernels(logits) and kernel_module("row_loss").keeps_stats(logits, smoothed)
+    return logits.new_empty(logits.shape[0] if streams else 0, 3, dtype=_acc(logits))
+
+
 @torch.library.custom_op("softxent::row_loss", mutates_args=())
 def row_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each row against its class index; m and rest of each row, where the kernels ran."""
+) -> tuple[Tensor, Tensor]:
+    """The loss of each row against its class index; what the kernels keep of each row."""
+    acc = _acc(logits)
     if len(logits) == 0:
-        return logits.new_zeros(0, dtype=_acc(logits)), *_row_stats(logits, 2)  # type: ignore[return-value]
-    options = ignore_index, _float(label_smoothing), "none"
-    kept = uses_kernels(logits)
-    loss, stats = implementation(logits, "row_loss").forward(logits, target, weight, *options, kept)
-    return loss, *(stats if kept else _row_stats(logits, 2))  # type: ignore[return-value]
+        return logits.new_zeros(0, dtype=acc), _stats(logits, label_smoothing)
+    options = ignore_index, _float(label_smoothing), "none", acc, uses_kernels(logits)
+    loss, kept = implementation(logits, "row_loss").forward(logits, target, weight, *options)
+    return loss, _stats(logits, label_smoothing) if kept[-1] is None or not uses_kernels(logits) else kept[-1]
 
 
 @row_loss.register_fake
 def _(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), *_row_stats(logits, 2)  # type: ignore[return-value]
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), _stats(logits, label_smoothing)
 
 
 @torch.library.custom_op("softxent::row_loss_backward", mutates_args=())
@@ -57,16 +64,15 @@ def row_loss_backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: Tensor | None,
-    m: Tensor,
-    rest: Tensor,
+    stats: Tensor,
 ) -> Tensor:
     """The gradient of the logits, contiguous."""
     if len(logits) == 0:
         return logits.new_zeros(logits.shape)
-    stats = [m, rest] if uses_kernels(logits) else [None, None]
+    kept = [None, None, stats] if uses_kernels(logits) else [None, None]
     options = ignore_index, _float(label_smoothing), "none"
-    gradient = implementation(logits, "row_loss").backward(dloss, logits, target, weight, *options, stats)
-    return gradient  # type: ignore[no-any-return]
+    gradient = implementation(logits, "row_loss").backward(dloss, logits, target, weight, *options, kept)
+    return gradient.contiguous()  # type: ignore[no-any-return]
 
 
 @row_loss_backward.register_fake
@@ -76,7 +82,7 @@ def _(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 def _keep_row_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, weight, ctx.ignore_index, label_smoothing = inputs
-    ctx.save_for_backward(logits, target, weight, label_smoothing, *output[1:])
+    ctx.save_for_backward(logits, target, weight, label_smoothing, output[1])
 
 
 def _row_loss_gradient(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

@@ -1,18 +1,69 @@
-"""Launch choices: how many rows and columns a program takes, and its warps. Pure functions of the shape and the dtype.
+"""Launch choices: which kernel takes rows of a width, and with what tile. Pure functions of the shape and the dtype.
 
 A choice never depends on the number of rows or on a timing, so that a row's reduction tree, and with it every bit of
-its loss, is the same in any batch and in any run.
+its loss and gradient, is the same in any batch and in any run.
+
+    n_cols <= 32                few_classes   a thread holds a row
+    to the widest of WHOLE      whole_row     a program holds a row, or some
+    to twice that, 16-bit       packed_row    a program holds a row, two values in a register
+    beyond                      streaming     the row is read again for the gradient
 """
 
 from typing import NamedTuple
 
-# Values in a tile, by the largest n_cols and by the bytes of the dtype they are computed in. Twice as many spill where
-# rows of an odd length need a mask and an address a value.
-VALUES = ((512, {4: 1024, 8: 256}), (1 << 62, {4: 4096, 8: 512}))
+FEW = 32
+ROWS = 128  # of few classes, in a program
 
+# For rows that a program holds: columns of the tile, rows, and warps of 32 threads, by the bytes of the dtype that
+# they are computed in. Each is the widest tile that a row fits into, and compiles without a spill.
+WHOLE = {
+    4: (
+        (64, 32, 4),
+        (128, 16, 4),
+        (256, 8, 4),
+        (512, 1, 1),
+        (1024, 1, 2),
+        (2048, 1, 4),
+        (4096, 1, 4),
+        (8192, 1, 8),
+        (16384, 1, 16),
+        (32768, 1, 16),
+    ),
+    8: ((64, 8, 4), (128, 4, 4), (256, 2, 4), (512, 1, 2), (1024, 1, 4), (2048, 1, 8), (4096, 1, 16)),
+}
+# 16-bit rows once more as wide, kept packed. A row of that width as float32 would fill every register.
+PACKED = (65536, 1, 16)
+
+BY_VALUE = 4096  # columns: wider rows that are accessed value by value are streamed
+
+STREAM = {2: (8, 8192), 4: (8, 4096), 8: (8, 2048)}  # by itemsize: warps, columns at a time
+NORM = 1024  # targets at a time
+MANY = 128  # programs that count targets together
+SCALE = 4096  # values at a time
+SCALERS = 1024  # programs that scale them: few, since there is mostly nothing to do
+
+ONE_LAUNCH = 512  # rows of few classes that one program takes from the targets to the mean
 
 # Multiply and add in one rounding, said aloud: Triton 3.10 stops doing so by itself, and 3.9 warns of it.
 OPTIONS = {"enable_fp_fusion": True}
+
+
+class Access(NamedTuple):
+    granule: int  # values in 16 bytes, where they lie side by side; 1: value by value
+    odd: bool  # whether rows start and end within a granule
+
+
+class Whole(NamedTuple):
+    block_m: int  # rows
+    block_n: int  # columns, a power of two
+    num_warps: int
+    access: Access
+    packed: bool  # whether 16-bit values stay packed, without label smoothing
+
+
+# For kernels that walk their rows: values in a tile, by the largest n_cols and by the bytes of the dtype that they are
+# computed in. Twice as many spill where rows of an odd length need a mask and an address a value.
+VALUES = ((512, {4: 1024, 8: 256}), (1 << 62, {4: 4096, 8: 512}))
 
 
 class Tile(NamedTuple):
@@ -28,6 +79,49 @@ def power_of_two_from(n: int) -> int:
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def access(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int) -> Access:
+    """How rows lie in 16-byte granules. float64 rows that do not fit into them go value by value."""
+    if stride_col != 1:
+        return Access(1, False)
+    granule = 16 // itemsize
+    odd = bool(n_cols % granule or stride_row % granule or address % 16)
+    return Access(1, False) if odd and itemsize == 8 else Access(granule, odd)
+
+
+def whole(
+    n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int, smoothed: bool, packs: bool
+) -> Whole | None:
+    """The tile for rows that fit into a program's registers, or None.
+
+    smoothed: their label smoothing is not 0: the sum that it needs has to be taken in the order of the columns, value
+    by value. packs: 16-bit values can be kept packed.
+    """
+    how = access(n_cols, stride_row, stride_col, itemsize, address)
+    if how.odd and smoothed:
+        how = Access(1, False)
+    width = n_cols + (how.granule - 1 if how.odd else 0)
+    by_value = how.granule == 1 and n_cols > BY_VALUE
+    for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
+        if width <= block_n and not by_value:
+            return Whole(block_m, block_n, num_warps, how, False)
+    if packs and not smoothed and itemsize == 2 and how.granule > 1 and width <= PACKED[0]:
+        return Whole(PACKED[1], PACKED[0], PACKED[2], how, True)
+    return None
+
+
+def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int) -> int:
+    """Values in one access to rows of few classes: the most, up to 16 bytes, at which every row's accesses align."""
+    width = 16 // itemsize
+    while width > 1 and (stride_col != 1 or n_cols % width or stride_row % width or address % (width * itemsize)):
+        width //= 2
+    return width
+
+
+def norms(n_rows: int) -> int:
+    """Programs that share the counting of targets; each leaves a part for the kernels to add up."""
+    return 1 if n_rows <= 16 * NORM else MANY
 
 
 def tile(n_cols: int, acc_bytes: int, n_matrices: int = 1) -> Tile:

@@ -2,13 +2,14 @@
 
 Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Triton kernels. Each gives
 
-    forward(logits, target, weight, ignore_index, label_smoothing, reduction, needs_grad) -> loss, stats
-    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, stats) -> dlogits
+    forward(logits, target, weight, ignore_index, label_smoothing, reduction, dtype, needs_grad) -> loss, kept
+    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, kept) -> dlogits
 
-and may change `stats`, a list, in `backward`. The reduction is inside the operation, so that autograd keeps one node.
-The caller's logits are never written, and any number of backward passes on one graph gives the same gradient. Where a
-backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
-What `stats` holds is not seen by saved-tensor hooks, such as those that offload.
+and may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
+inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
+passes on one graph gives the same gradient. Where a backward pass is itself recorded or batched, the gradient is that
+of the reference formula, which torch can treat so. What `kept` holds is not seen by saved-tensor hooks, such as those
+that offload.
 """
 
 from typing import Any
@@ -48,18 +49,19 @@ class RowLoss(torch.autograd.Function):
         *options: Any,
     ) -> Tensor:
         if len(logits) == 0:
-            loss, stats = _loss_of_nothing(logits, *options), []
+            loss, kept = _loss_of_nothing(logits, *options).to(dtype), []
         else:
-            loss, stats = implementation(logits, "row_loss").forward(logits, target, weight, *options, needs_grad)
+            module = implementation(logits, "row_loss")
+            loss, kept = module.forward(logits, target, weight, *options, dtype, needs_grad)
         if needs_grad:
             ctx.save_for_backward(logits, target, weight)
-            ctx.stats, ctx.options = stats, options
-        return loss.to(dtype)  # type: ignore[no-any-return]
+            ctx.kept, ctx.options = kept, options
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight = ctx.saved_tensors
-        dloss = grad_outputs[0].to(torch.promote_types(logits.dtype, torch.float32))
+        (dloss,) = grad_outputs
         if len(logits) == 0:
             dlogits = torch.zeros_like(logits)
         elif in_higher_order_backward(dloss):
@@ -67,11 +69,10 @@ class RowLoss(torch.autograd.Function):
             with torch.enable_grad():
                 z = logits.view_as(logits)  # an alias, or the hooks of the logits would run here as well
                 loss = reference.softmax_xent(z, target, weight, *ctx.options)
-            (dlogits,) = torch.autograd.grad(loss, z, dloss, create_graph=record)
+            (dlogits,) = torch.autograd.grad(loss, z, dloss.to(loss.dtype), create_graph=record)
         else:
-            dlogits = implementation(logits, "row_loss").backward(
-                dloss, logits, target, weight, *ctx.options, ctx.stats
-            )
+            module = implementation(logits, "row_loss")
+            dlogits = module.backward(dloss, logits, target, weight, *ctx.options, ctx.kept)
         return dlogits, *[None] * 7
 
 

@@ -6,7 +6,7 @@ p = softmax(z) and target y:
     miss       = sum_{j != y} p_j             1 - p_y without the subtraction
     -log p_y   = log1p(miss / p_y)            exact at both ends
     dloss/dz_j =  a * p_j  - c_j              j != y
-    dloss/dz_y = -a * miss + (a - c_y)
+    dloss/dz_y = eps / n_cols * (sum_k w_k * p_y - w_y) - (1 - eps) * w_y * miss
 
 Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
 pass multiplies it by the incoming gradient unless that is 1: one softmax a step (two under label smoothing), and no
@@ -32,9 +32,10 @@ def forward(
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
+    dtype: torch.dtype,
     needs_grad: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss, in float32 or float64, and what `backward` wants: its gradient, where that is worth keeping.
+    """The loss in `dtype`, and what `backward` wants: its gradient, where that is worth keeping.
 
     Raises IndexError for a target that is neither `ignore_index` nor in [0, n_cols).
     """
@@ -44,7 +45,7 @@ def forward(
     loss = _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)
     if reduction != "none":
         loss = loss.sum()
-    return loss if factor is None else loss * factor, [dlogits, ignored]
+    return (loss if factor is None else loss * factor).to(dtype), [dlogits, ignored]
 
 
 def backward(
@@ -55,10 +56,11 @@ def backward(
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
-    stats: list[Tensor | None],
+    kept: list[Tensor | None],
 ) -> Tensor:
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
-    (dlogits, ignored), stats[0] = stats, None
+    (dlogits, ignored), kept[0] = kept, None
+    dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
     if dlogits is None:
         y, ignored = _classes(target, logits.shape[1], ignore_index)
         factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
@@ -160,15 +162,16 @@ def _rows(
     if isinstance(scale, Tensor) and scale.dim():
         scale = scale[:, None]
     factor = (p_y + miss).reciprocal_()  # torch's softmax of a long row sums to 1 only to some 50 ulp
-    p.scatter_(1, y, miss.neg_())
     if eps:
+        smooth, hard = eps / n_cols, (1 - eps) * (1 if w_y is None else w_y)
         total = n_cols if w is None else w.sum()
-        p.mul_(factor * ((1 - eps) * (1 if w_y is None else w_y) + eps / n_cols * total))  # a
-        p.sub_(eps / n_cols if w is None else eps / n_cols * w)
-        p.scatter_add_(1, y, torch.full_like(p_y, eps / n_cols).mul_(total))
+        p.mul_(factor * (hard + smooth * total))  # a
+        p.sub_(smooth if w is None else smooth * w)
+        p.scatter_(1, y, factor * (p_y * (smooth * total) - miss * hard) - smooth * (1 if w_y is None else w_y))
         if scale is not None:
             p.mul_(scale)
     else:
+        p.scatter_(1, y, miss.neg_())
         factor = factor if w_y is None else factor * w_y
         p.mul_(factor if scale is None else factor * scale)
     if ignored is not None:

@@ -1,240 +1,364 @@
-"""Cross-entropy of each row of logits against its target class, and its gradient.
+"""The loss of rows against class indices, reduced, and its gradient: which kernels run, in which order.
 
-For one row z of n_cols logits with target class y, class weights w, and label smoothing eps, with
-c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j and a = sum_j c_j (reference.py):
+    the mean's divisor      mean.norm_kernel, if it is needed
+    losses, and gradient    few_classes, whole_row, packed_row or streaming, by the width of the rows (launch.py)
+    their sum or mean       mean.reduce_kernel
+    in backward             mean.scale_kernel, which has nothing to do where the incoming gradient is 1
 
-    m     = max_j z_j
-    rest  = sum_{j != y} exp(z_j - m)
-    d     = rest + exp(z_y - m)
-    loss  = a * log d + sum_j c_j * (m - z_j)             log d = log1p(rest) where z_y == m
-    dloss/dz_j =  a * exp(z_j - m) / d - c_j              j != y
-    dloss/dz_y = -a * rest / d + (a - c_y)                the same, without the cancellation of p_y - 1
-
-An ignored row has loss and gradient 0 and is not read. A target outside [0, n_cols) gives NaN in that row's loss and
-gradient, and an assertion where Triton's debug mode is on; nothing is read out of bounds.
-
-A program owns a tile of BLOCK_M rows and walks their columns BLOCK_N at a time, so that ten classes and a vocabulary
-are the same code. Forward reads the logits once, backward reads them once and writes dlogits once.
+The gradient is written while the rows are on chip, in forward: a step reads the logits once and writes dlogits once.
+Not so for reduction="none", where each row has a factor of its own, and for float16, which could flush a small gradient
+to zero before a loss scale lifts it: they read the logits again in backward. A batch of few rows and few classes takes
+one launch in forward.
 """
+
+from functools import cache
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
-from ..normalizer import normalizer
-from .common import exp, finite_or_zero, log1p, scalar
-
-
-@triton.jit
-def load_target(target_ptr, stride_target, rows, n_rows, n_cols, ignore_index):
-    """The target classes of a tile's rows; which rows count; and which of those have a class that exists."""
-    in_range = rows < n_rows
-    target = tl.load(target_ptr + rows * stride_target, mask=in_range, other=0).to(tl.int64)
-    active = in_range & (target != ignore_index)
-    valid = active & (target >= 0) & (target < n_cols)
-    tl.device_assert(valid | (active == 0), "softxent: target out of range")
-    return target, active, valid
-
-
-@triton.jit
-def forward_kernel(
-    logits_ptr,  # [n_rows, n_cols]
-    target_ptr,  # [n_rows] int
-    weight_ptr,  # [n_cols], or None: all 1
-    loss_ptr,  # [n_rows] out
-    max_ptr,  # [n_rows] out, or None: m
-    rest_ptr,  # [n_rows] out, or None with max_ptr
-    n_rows,
-    n_cols,
-    stride_row,
-    stride_col,
-    stride_target,
-    ignore_index,
-    label_smoothing: tl.float64,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    acc: tl.constexpr = loss_ptr.dtype.element_ty
-    eps = scalar(label_smoothing, acc)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    target, active, valid = load_target(target_ptr, stride_target, rows, n_rows, n_cols, ignore_index)
-    row_ptr = logits_ptr + rows * stride_row
-    z_y = tl.load(row_ptr + target * stride_col, mask=valid, other=float("nan")).to(acc)
-
-    m = tl.full([BLOCK_M], float("-inf"), acc)
-    rest = tl.zeros([BLOCK_M], acc)
-    spread = tl.zeros([BLOCK_M], acc)  # sum_j w_j * (m - z_j)
-    total = tl.zeros((), acc)  # sum_j w_j
-    for start in range(0, n_cols, BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N)
-        mask = active[:, None] & (cols < n_cols)[None, :]
-        z = tl.load(row_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_col, mask=mask, other=float("-inf")).to(acc)
-        m_new = tl.maximum(m, tl.max(z, 1))
-        shift = finite_or_zero(m_new)
-        e = tl.where(cols[None, :] == target[:, None], 0.0, exp(z - shift[:, None]))
-        rest = rest * exp(m - shift) + tl.sum(e, 1)
-        if eps != 0.0:
-            if weight_ptr is None:
-                w = (cols < n_cols).to(acc)
-            else:
-                w = tl.load(weight_ptr + cols, mask=cols < n_cols, other=0.0).to(acc)
-            moved = tl.where(m == float("-inf"), 0.0, m_new - m)
-            gap = tl.where(mask & (w != 0.0)[None, :], w[None, :] * (shift[:, None] - z), 0.0)
-            spread += total * moved + tl.sum(gap, 1)
-            total += tl.sum(w, 0)
-        m = m_new
-
-    rest += m - m  # NaN where m is infinite: a row with +inf, or with nothing but -inf, has no softmax
-    d = rest + exp(z_y - m)
-    log_d = tl.where(z_y == m, log1p(rest), tl.log(d))
-    if weight_ptr is None:
-        c_y = tl.zeros([BLOCK_M], acc) + (1.0 - eps)
-    else:
-        c_y = (1.0 - eps) * tl.load(weight_ptr + target, mask=valid, other=float("nan")).to(acc)
-    loss = tl.where(c_y == 0.0, d * 0.0, c_y * ((m - z_y) + log_d))  # d * 0: still NaN where there is no softmax
-    if eps != 0.0:
-        loss += (eps / n_cols) * (total * log_d + spread)
-    in_range = rows < n_rows
-    tl.store(loss_ptr + rows, tl.where(active, loss, 0.0), mask=in_range)
-    if max_ptr is not None:
-        tl.store(max_ptr + rows, tl.where(active, m, 0.0), mask=in_range)
-        tl.store(rest_ptr + rows, tl.where(active, rest, 0.0), mask=in_range)
-
-
-@triton.jit
-def backward_kernel(
-    dloss_ptr,  # [n_rows], or one number with stride_dloss = 0
-    logits_ptr,  # [n_rows, n_cols]
-    target_ptr,  # [n_rows] int
-    weight_ptr,  # [n_cols], or None: all 1
-    total_ptr,  # [1] sum of the class weights, or None: n_cols
-    max_ptr,  # [n_rows] m
-    rest_ptr,  # [n_rows]
-    dlogits_ptr,  # [n_rows, n_cols] out, contiguous
-    n_rows,
-    n_cols,
-    stride_dloss,
-    stride_row,
-    stride_col,
-    stride_target,
-    ignore_index,
-    label_smoothing: tl.float64,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    acc: tl.constexpr = rest_ptr.dtype.element_ty
-    eps = scalar(label_smoothing, acc)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    target, active, valid = load_target(target_ptr, stride_target, rows, n_rows, n_cols, ignore_index)
-    row_ptr = logits_ptr + rows * stride_row
-    mask = active[:, None] & (cols < n_cols)[None, :]
-    z = tl.load(row_ptr[:, None] + cols.to(tl.int64)[None, :] * stride_col, mask=mask, other=float("-inf")).to(acc)
-    z_y = tl.load(row_ptr + target * stride_col, mask=valid, other=float("nan")).to(acc)
-    m = tl.load(max_ptr + rows, mask=active, other=0.0)
-    rest = tl.load(rest_ptr + rows, mask=active, other=0.0)
-    dloss = tl.load(dloss_ptr + rows * stride_dloss, mask=active, other=0.0).to(acc)
-
-    total = n_cols + tl.zeros((), acc)
-    w = tl.full([BLOCK_N], 1.0, acc)
-    w_y = tl.full([BLOCK_M], 1.0, acc)
-    if total_ptr is not None:
-        total = tl.load(total_ptr).to(acc)
-        w = tl.load(weight_ptr + cols, mask=cols < n_cols, other=0.0).to(acc)
-    if weight_ptr is not None:
-        w_y = tl.load(weight_ptr + target, mask=valid, other=0.0).to(acc)
-    a = (1.0 - eps) * w_y + eps / n_cols * total
-    is_target = cols[None, :] == target[:, None]
-    inverse_d = 1.0 / (rest + exp(z_y - m))  # a division a row, not a value
-    p = tl.where(is_target, -rest[:, None], exp(z - m[:, None])) * inverse_d[:, None]
-    c = tl.where(is_target, w_y[:, None] - total, w[None, :]) * (eps / n_cols)  # without c_y's own (1 - eps) * w_y
-    dlogits = tl.where(active[:, None], (a[:, None] * p - c) * dloss[:, None], 0.0)
-    out = dlogits_ptr + rows[:, None] * n_cols + cols[None, :]
-    tl.store(out, dlogits.to(dlogits_ptr.dtype.element_ty), mask=(rows < n_rows)[:, None] & (cols < n_cols)[None, :])
+from . import few_classes, mean, packed_row, streaming, whole_row
 
 
 def forward(
+    logits: Tensor,  # [n_rows, n_cols] any strides
+    target: Tensor,  # [n_rows] int
+    weight: Tensor | None,  # [n_cols]
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    dtype: torch.dtype,
+    needs_grad: bool,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss in `dtype`, and what `backward` wants: the gradient, parts of the mean's divisor, the rows' stats."""
+    n_rows, n_cols = logits.shape
+    target = target.contiguous()
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    now = needs_grad and _in_forward(logits, reduction)
+    dlogits = _gradient_like(logits) if now else None
+    options = ignore_index, label_smoothing
+    with on_device_of(logits):
+        if n_cols <= launch.FEW and n_rows <= launch.ONE_LAUNCH and reduction != "none":
+            loss = logits.new_empty((), dtype=dtype)
+            _one_launch(logits, target, weight, *options, reduction, loss, dlogits)
+            return loss, [dlogits, None, None]
+        norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc) if reduction == "mean" else None
+        loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
+        stats = None
+        if _streams(logits, label_smoothing):
+            stats = logits.new_empty(n_rows, 3, dtype=acc) if needs_grad and not now else None
+            _stream(logits, target, weight, norm, *options, loss, dlogits, stats)
+        else:
+            loss = _step(logits, target, weight, norm, None, *options, loss, dlogits, reduction != "none")
+        if reduction != "none":
+            loss = _reduce(loss, norm, dtype)
+    return loss, [dlogits, norm, stats]
+
+
+def backward(
+    dloss: Tensor,  # () or, for reduction="none", [n_rows]
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
-    needs_grad: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """The loss, in float32 or float64, and what `backward` needs: m and rest of each row, and the mean's divisor."""
+    kept: list[Tensor | None],
+) -> Tensor:
+    """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
+    (dlogits, norm, stats), kept[0] = kept, None
     n_rows, n_cols = logits.shape
+    target = target.contiguous()
     acc = torch.promote_types(logits.dtype, torch.float32)
-    loss = logits.new_empty(n_rows, dtype=acc)
-    stats = [torch.empty_like(loss), torch.empty_like(loss)] if needs_grad else []
-    block_m, block_n, num_warps = launch.tile(n_cols, acc.itemsize)
+    options = ignore_index, label_smoothing
     with on_device_of(logits):
-        forward_kernel[(launch.cdiv(n_rows, block_m),)](
+        if dlogits is None:
+            if reduction == "mean" and norm is None:
+                norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
+            factor = None if _in_forward(logits, reduction) else dloss
+            dlogits = _gradient_like(logits)
+            if factor is not None and _streams(logits, label_smoothing):
+                assert stats is not None
+                _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
+            elif _streams(logits, label_smoothing):
+                _stream(logits, target, weight, norm, *options, None, dlogits, None)
+            else:
+                _step(logits, target, weight, norm, factor, *options, None, dlogits, False)
+        if _in_forward(logits, reduction):
+            _scale(dlogits, dloss, acc)
+    return dlogits
+
+
+def keeps_stats(logits: Tensor, label_smoothing: float) -> bool:
+    """Whether `forward` with reduction="none" keeps numbers of each row for `backward`."""
+    return _streams(logits, label_smoothing)
+
+
+def _in_forward(logits: Tensor, reduction: str) -> bool:
+    return reduction != "none" and logits.dtype != torch.float16
+
+
+def _layout(logits: Tensor) -> tuple[int, int, int, int, int]:
+    return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
+
+
+def _tile(logits: Tensor, label_smoothing: float) -> launch.Whole | None:
+    return launch.whole(*_layout(logits), smoothed=label_smoothing != 0, packs=_warp_size() == 32)
+
+
+@cache
+def _warp_size() -> int:
+    """Threads in a warp: 32, or 64 on AMD's GPUs, which do not read PTX either."""
+    if triton.knobs.runtime.interpret:
+        return 32
+    return triton.runtime.driver.active.get_current_target().warp_size  # type: ignore[no-any-return]
+
+
+def _streams(logits: Tensor, label_smoothing: float) -> bool:
+    return logits.shape[1] > launch.FEW and _tile(logits, label_smoothing) is None
+
+
+def _gradient_like(logits: Tensor) -> Tensor:
+    """An empty [n_rows, n_cols], contiguous if that will do: its rows lie in their granules as those of the logits."""
+    n_rows, n_cols = logits.shape
+    granule, odd = launch.access(*_layout(logits))
+    lead = logits.data_ptr() % 16 // logits.itemsize if odd else 0
+    stride = n_cols + (logits.stride(0) - n_cols) % granule
+    if n_cols <= launch.FEW or (lead == 0 and stride == n_cols):
+        return logits.new_empty(n_rows, n_cols)
+    return logits.new_empty(lead + n_rows * stride)[lead:].view(n_rows, stride)[:, :n_cols]
+
+
+def _step(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    norm: Tensor | None,
+    dloss: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    loss: Tensor | None,
+    dlogits: Tensor | None,
+    summed: bool,
+) -> Any:
+    """Rows that a thread or a program holds. Returns what was written of `loss`: its rows, or with `summed` sums."""
+    n_rows, n_cols = logits.shape
+    stride_dloss = dloss.stride(0) if dloss is not None and dloss.dim() else 0
+    common: dict[str, Any] = {
+        "NORMS": 1 if norm is None else len(norm),
+        **launch.OPTIONS,
+    }
+    tensors = logits, target, weight, norm, dloss, loss, dlogits
+    if n_cols <= launch.FEW:
+        programs = launch.cdiv(n_rows, launch.ROWS)
+        few_classes.step_kernel[(programs,)](
+            *tensors,
+            n_rows,
+            *logits.stride(),
+            stride_dloss,
+            ignore_index,
+            label_smoothing,
+            SMOOTHED=label_smoothing != 0,
+            SUMMED=summed,
+            N_COLS=n_cols,
+            ROWS=launch.ROWS,
+            WIDTH=launch.vector(*_layout(logits)),
+            num_warps=launch.ROWS // _warp_size(),
+            **common,
+        )
+    else:
+        tile = _tile(logits, label_smoothing)
+        assert tile is not None
+        programs = launch.cdiv(n_rows, tile.block_m)
+        stride_out = 0 if dlogits is None else dlogits.stride(0)
+        granule, odd = tile.access
+        if tile.packed:
+            packed_row.step_kernel[(programs,)](
+                *tensors,
+                n_rows,
+                n_cols,
+                logits.stride(0),
+                stride_out,
+                stride_dloss,
+                ignore_index,
+                BLOCK_N=tile.block_n,
+                THREADS=32 * tile.num_warps,
+                GRANULE=granule,
+                ODD=odd,
+                OPAQUE=not triton.knobs.runtime.interpret,
+                num_warps=tile.num_warps,
+                **common,
+            )
+        else:
+            whole_row.step_kernel[(programs,)](
+                *tensors,
+                n_rows,
+                n_cols,
+                *logits.stride(),
+                stride_out,
+                stride_dloss,
+                ignore_index,
+                label_smoothing,
+                SMOOTHED=label_smoothing != 0,
+                SUMMED=summed,
+                BLOCK_M=tile.block_m,
+                BLOCK_N=tile.block_n,
+                GRANULE=granule,
+                ODD=odd,
+                num_warps=tile.num_warps,
+                **common,
+            )
+    return loss if loss is None or not summed else loss[:programs]
+
+
+def _one_launch(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    loss: Tensor,
+    dlogits: Tensor | None,
+) -> None:
+    few_classes.one_launch_kernel[(1,)](
+        logits,
+        target,
+        weight,
+        loss,
+        dlogits,
+        len(logits),
+        *logits.stride(),
+        ignore_index,
+        label_smoothing,
+        SMOOTHED=label_smoothing != 0,
+        MEAN=reduction == "mean",
+        N_COLS=logits.shape[1],
+        ROWS=launch.ROWS,
+        WIDTH=launch.vector(*_layout(logits)),
+        num_warps=launch.ROWS // _warp_size(),
+        **launch.OPTIONS,
+    )
+
+
+def _stream(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    norm: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    loss: Tensor | None,
+    dlogits: Tensor | None,
+    stats: Tensor | None,
+) -> None:
+    n_rows, n_cols = logits.shape
+    num_warps, _ = launch.STREAM[logits.itemsize]
+    common: dict[str, Any] = {
+        "SMOOTHED": label_smoothing != 0,
+        "THREADS": _warp_size() * num_warps,
+        "VECTOR": 16 // logits.itemsize,
+        "num_warps": num_warps,
+        **launch.OPTIONS,
+    }
+    granule, odd = launch.access(*_layout(logits))
+    options = ignore_index, label_smoothing
+    if dlogits is None:
+        streaming.forward_kernel[(n_rows,)](
             logits,
             target,
             weight,
             loss,
-            *(stats or (None, None)),
+            stats,
             n_rows,
             n_cols,
             *logits.stride(),
-            target.stride(0),
-            ignore_index,
-            label_smoothing,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-            **launch.OPTIONS,
+            *options,
+            **common,
+            GRANULE=1 if odd else granule,
         )
-    if reduction == "none":
-        return loss, stats
-    if reduction == "sum":
-        return loss.sum(), stats
-    n = normalizer(target, weight, ignore_index, acc)
-    return loss.sum() / n, [*stats, n]
+        return
+    streaming.step_kernel[(n_rows,)](
+        logits,
+        target,
+        weight,
+        norm,
+        loss,
+        dlogits,
+        n_rows,
+        n_cols,
+        *logits.stride(),
+        dlogits.stride(0),
+        *options,
+        NORMS=1 if norm is None else len(norm),
+        GRANULE=granule,
+        ODD=odd,
+        **common,
+    )
 
 
-def backward(
+def _stream_backward(
     dloss: Tensor,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    norm: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-    reduction: str,
-    stats: list[Tensor],
-) -> Tensor:
-    """The gradient of the logits, as a new contiguous [n_rows, n_cols] in their dtype."""
+    stats: Tensor,
+    dlogits: Tensor,
+) -> None:
     n_rows, n_cols = logits.shape
-    m, rest, *n = stats
-    if reduction == "mean":
-        dloss = dloss / n[0]
-    dlogits = logits.new_empty(n_rows, n_cols)
-    total = weight.sum(dtype=m.dtype) if weight is not None and label_smoothing else None
-    block_m, block_n, num_warps = launch.tile(n_cols, m.itemsize)
-    with on_device_of(logits):
-        backward_kernel[(launch.cdiv(n_rows, block_m), launch.cdiv(n_cols, block_n))](
-            dloss,
-            logits,
-            target,
-            weight,
-            total,
-            m,
-            rest,
-            dlogits,
-            n_rows,
-            n_cols,
-            dloss.stride(0) if reduction == "none" else 0,
-            *logits.stride(),
-            target.stride(0),
-            ignore_index,
-            label_smoothing,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-            **launch.OPTIONS,
-        )
-    return dlogits
+    num_warps, block = launch.STREAM[logits.itemsize]
+    granule, odd = launch.access(*_layout(logits))
+    streaming.backward_kernel[(n_rows, launch.cdiv(n_cols + granule, block))](
+        dloss,
+        logits,
+        target,
+        weight,
+        norm,
+        stats,
+        dlogits,
+        n_rows,
+        n_cols,
+        dloss.stride(0) if dloss.dim() else 0,
+        *logits.stride(),
+        dlogits.stride(0),
+        ignore_index,
+        label_smoothing,
+        NORMS=1 if norm is None else len(norm),
+        SMOOTHED=label_smoothing != 0,
+        BLOCK=block,
+        GRANULE=granule,
+        ODD=odd,
+        num_warps=num_warps,
+        **launch.OPTIONS,
+    )
+
+
+def _norm(
+    target: Tensor, weight: Tensor | None, ignore_index: int, n_rows: int, n_cols: int, acc: torch.dtype
+) -> Tensor:
+    """What the mean divides by, in parts: the sum of the weights of the targets that count."""
+    norm = target.new_empty(launch.norms(n_rows), dtype=acc)
+    mean.norm_kernel[(len(norm),)](target, weight, norm, n_rows, n_cols, ignore_index, BLOCK=launch.NORM)
+    return norm
+
+
+def _reduce(loss: Tensor, norm: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The sum of the losses, divided by the sum of the norm's parts."""
+    out = loss.new_empty((), dtype=dtype)
+    norms = 1 if norm is None else len(norm)
+    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, BLOCK=launch.NORM)
+    return out
+
+
+def _scale(dlogits: Tensor, dloss: Tensor, acc: torch.dtype) -> None:
+    """dlogits *= dloss, whatever lies between its rows."""
+    n = (len(dlogits) - 1) * dlogits.stride(0) + dlogits.shape[1]
+    programs = min(launch.SCALERS, launch.cdiv(n, launch.SCALE))
+    double = acc == torch.float64
+    mean.scale_kernel[(programs,)](dlogits, dloss, n, DOUBLE=double, BLOCK=launch.SCALE)

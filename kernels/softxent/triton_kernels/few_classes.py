@@ -1,0 +1,230 @@
+"""A training step for few classes: one thread a row, which holds all of the row's values.
+
+A tile of 16 columns would be padding for a third at ten classes, and its reductions shuffles. Here they are additions
+within a thread, in the order of the columns, so that a row's bits depend on nothing but the row. common.py has the
+formula. The logits are read once; the gradient, if dlogits_ptr is not None, is written once.
+"""
+
+# mypy: disable-error-code="assignment, misc"
+
+import triton
+import triton.language as tl
+
+from .common import (
+    divide,
+    exp,
+    gradient_of_row,
+    load_factor,
+    load_target,
+    load_target_weight,
+    loss_of_target,
+    scalar,
+    weighed_gap,
+)
+
+
+@triton.jit
+def unpack(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """The columns of x [ROWS, WIDTH] as a tuple. Both halves at a time, so that nothing leaves its thread."""
+    if WIDTH == 1:
+        columns = (tl.reshape(x, [ROWS]),)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(x, [ROWS, 2, WIDTH // 2]), (0, 2, 1)))
+        columns = unpack(left, ROWS, WIDTH // 2) + unpack(right, ROWS, WIDTH // 2)
+    return columns
+
+
+@triton.jit
+def pack(columns, start: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """[ROWS, WIDTH] from the columns that begin at `start`: the inverse of `unpack`."""
+    if WIDTH == 1:
+        x = tl.reshape(columns[start], [ROWS, 1])
+    else:
+        left = pack(columns, start, ROWS, WIDTH // 2)
+        right = pack(columns, start + WIDTH // 2, ROWS, WIDTH // 2)
+        x = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), [ROWS, WIDTH])
+    return x
+
+
+@triton.jit
+def load_column_weight(weight_ptr, column: tl.constexpr, dtype: tl.constexpr):
+    if weight_ptr is None:
+        w = tl.full((), 1.0, dtype)
+    else:
+        w = tl.load(weight_ptr + column).to(dtype)
+    return w
+
+
+@triton.jit
+def rows_step(
+    rows,
+    target,
+    active,
+    valid,
+    r,
+    logits_ptr,
+    weight_ptr,
+    dlogits_ptr,
+    n_rows,
+    stride_row,
+    stride_col,
+    eps,
+    SMOOTHED: tl.constexpr,
+    N_COLS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The loss of rows [ROWS]; their gradient, times r, is written."""
+    acc: tl.constexpr = eps.dtype
+    vector = tl.arange(0, WIDTH)[None, :]
+    width: tl.constexpr = WIDTH * logits_ptr.dtype.element_ty.primitive_bitwidth // 8
+    row_ptr = tl.multiple_of(logits_ptr + rows * stride_row, width)
+    mask = active[:, None] & (vector >= 0)
+    z = ()
+    for start in tl.static_range(0, N_COLS, WIDTH):
+        x = tl.load(row_ptr[:, None] + (start + vector).to(tl.int64) * stride_col, mask=mask, other=0.0)
+        z = z + unpack(x.to(acc), ROWS, WIDTH)
+
+    m = z[0]
+    z_y = tl.where(target == 0, z[0], float("nan"))
+    for j in tl.static_range(1, N_COLS):
+        m = tl.maximum(m, z[j])
+        z_y = tl.where(target == j, z[j], z_y)
+    rest = tl.zeros([ROWS], acc)
+    e = ()
+    for j in tl.static_range(N_COLS):
+        e = e + (tl.where(target == j, 0.0, exp(z[j] - m)),)  # noqa: RUF005
+        rest += e[j]
+
+    w_y = load_target_weight(weight_ptr, target, valid, acc)
+    log_d, loss = loss_of_target(m, rest, z_y, (1.0 - eps) * w_y)
+    total = tl.full((), N_COLS, acc)
+    if SMOOTHED:
+        total = tl.zeros((), acc)
+        gap = tl.zeros([ROWS], acc)
+        for j in tl.static_range(N_COLS):
+            w = load_column_weight(weight_ptr, j, acc)
+            total += w
+            gap += weighed_gap(m, z[j], w)
+        loss += (eps / N_COLS) * (total * log_d + gap)
+
+    if dlogits_ptr is not None:
+        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, N_COLS, active)
+        dz = ()
+        for j in tl.static_range(N_COLS):
+            g = scale * e[j]
+            if SMOOTHED:
+                g -= smooth * load_column_weight(weight_ptr, j, acc)
+            g = tl.where(target == j, at_target, g)
+            dz = dz + (g.to(dlogits_ptr.dtype.element_ty),)  # noqa: RUF005
+        out = tl.multiple_of(dlogits_ptr + rows * N_COLS, width)[:, None]
+        for start in tl.static_range(0, N_COLS, WIDTH):
+            tl.store(out + start + vector, pack(dz, start, ROWS, WIDTH), mask=(rows < n_rows)[:, None] & (vector >= 0))
+    return tl.where(active, loss, 0.0)
+
+
+@triton.jit
+def step_kernel(
+    logits_ptr,  # [n_rows, N_COLS]
+    target_ptr,  # [n_rows] int
+    weight_ptr,  # [N_COLS], or None: all 1
+    norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
+    dloss_ptr,  # [n_rows], one number with stride_dloss = 0, or None: 1
+    loss_ptr,  # out: [n_rows], or with SUMMED one number a program; or None
+    dlogits_ptr,  # [n_rows, N_COLS] out, contiguous; or None
+    n_rows,
+    stride_row,
+    stride_col,
+    stride_dloss,
+    ignore_index,
+    label_smoothing: tl.float64,
+    NORMS: tl.constexpr,
+    SMOOTHED: tl.constexpr,  # whether label_smoothing is not 0
+    SUMMED: tl.constexpr,
+    N_COLS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,  # values in one load or store
+):
+    acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    eps = scalar(label_smoothing, acc)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
+    r = load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS, acc)
+    loss = rows_step(
+        rows,
+        target,
+        active,
+        valid,
+        r,
+        logits_ptr,
+        weight_ptr,
+        dlogits_ptr,
+        n_rows,
+        stride_row,
+        stride_col,
+        eps,
+        SMOOTHED,
+        N_COLS,
+        ROWS,
+        WIDTH,
+    )
+    if loss_ptr is not None:
+        if SUMMED:
+            tl.store(loss_ptr + tl.program_id(0), tl.sum(loss, 0))
+        else:
+            tl.store(loss_ptr + rows, loss.to(loss_ptr.dtype.element_ty), mask=rows < n_rows)
+
+
+@triton.jit
+def one_launch_kernel(
+    logits_ptr,  # [n_rows, N_COLS]
+    target_ptr,  # [n_rows] int
+    weight_ptr,  # [N_COLS], or None: all 1
+    loss_ptr,  # [] out
+    dlogits_ptr,  # [n_rows, N_COLS] out, contiguous; or None
+    n_rows,
+    stride_row,
+    stride_col,
+    ignore_index,
+    label_smoothing: tl.float64,
+    SMOOTHED: tl.constexpr,
+    MEAN: tl.constexpr,
+    N_COLS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """All of a small batch in one program: the mean's divisor, the losses and their sum or mean, the gradients."""
+    acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    eps = scalar(label_smoothing, acc)
+    n = tl.full((), 1.0, acc)
+    if MEAN:
+        n = tl.zeros((), acc)
+        for start in range(0, n_rows, ROWS):
+            rows = start + tl.arange(0, ROWS).to(tl.int64)
+            target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
+            n += tl.sum(tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0), 0)
+        n = tl.where(n == 0.0, float("nan"), n)
+    loss = tl.zeros([ROWS], acc)
+    for start in range(0, n_rows, ROWS):
+        rows = start + tl.arange(0, ROWS).to(tl.int64)
+        target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
+        r = tl.where(active, divide(1.0, n), 0.0)
+        loss += rows_step(
+            rows,
+            target,
+            active,
+            valid,
+            r,
+            logits_ptr,
+            weight_ptr,
+            dlogits_ptr,
+            n_rows,
+            stride_row,
+            stride_col,
+            eps,
+            SMOOTHED,
+            N_COLS,
+            ROWS,
+            WIDTH,
+        )
+    tl.store(loss_ptr, divide(tl.sum(loss, 0), n).to(loss_ptr.dtype.element_ty))

@@ -1,0 +1,70 @@
+"""The mean over rows, without the host knowing how many count, and its gradient: three small kernels.
+
+norm_kernel     ahead of the rows: parts of what the mean divides by, the sum of w_y over the targets that count
+reduce_kernel   after them: the sum of the losses, divided by it
+scale_kernel    in backward: the gradient times the incoming one; nothing at all where that is 1
+"""
+
+import triton
+import triton.language as tl
+
+from .common import divide, load_norm, load_target, load_target_weight
+
+
+@triton.jit
+def norm_kernel(
+    target_ptr,  # [n_rows] int
+    weight_ptr,  # [n_cols], or None: all 1
+    norm_ptr,  # [programs] out
+    n_rows,
+    n_cols,
+    ignore_index,
+    BLOCK: tl.constexpr,
+):
+    acc: tl.constexpr = norm_ptr.dtype.element_ty
+    norm = tl.zeros([BLOCK], acc)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    for start in range(first, n_rows, tl.num_programs(0) * BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        target, active, valid = load_target(target_ptr, rows, n_rows, n_cols, ignore_index)
+        norm += tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0)
+    tl.store(norm_ptr + tl.program_id(0), tl.sum(norm, 0))
+
+
+@triton.jit
+def reduce_kernel(
+    loss_ptr,  # [n] losses, or sums of some
+    norm_ptr,  # [NORMS], or None: a sum
+    out_ptr,  # [] out
+    n,
+    NORMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    acc: tl.constexpr = loss_ptr.dtype.element_ty
+    loss = tl.zeros([BLOCK], acc)
+    for start in range(0, n, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        loss += tl.load(loss_ptr + at, mask=at < n, other=0.0)
+    loss = tl.sum(loss, 0)
+    if norm_ptr is not None:
+        loss = divide(loss, load_norm(norm_ptr, NORMS).to(acc))
+    tl.store(out_ptr, loss.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def scale_kernel(
+    values_ptr,  # [n] in and out
+    factor_ptr,  # []
+    n,
+    DOUBLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    factor = tl.load(factor_ptr).to(acc)
+    if factor != 1.0:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        for start in range(first, n, tl.num_programs(0) * BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(values_ptr + at, mask=at < n, other=0.0).to(acc)
+            x = tl.where(x == 0.0, x, x * factor)  # ignored rows stay 0, whatever the factor
+            tl.store(values_ptr + at, x.to(values_ptr.dtype.element_ty), mask=at < n)

@@ -1,0 +1,127 @@
+"""A training step with one wide row of 16-bit values on chip, twice as wide as its float32 values would fit.
+
+The row stays in registers as it was loaded, two values in each, and is unpacked anew for the maximum, for the sum and
+for the gradient. There is no register left to leave the target out value by value: the thread that holds it is left
+out, and what else that thread holds is loaded once more. common.py has the formula, without label smoothing.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import (
+    edges,
+    exp,
+    finite_or_zero,
+    fixed_point,
+    from_fixed_point,
+    gradient_of_row,
+    granule_of,
+    keep,
+    larger_or_nan,
+    load_factor,
+    load_target,
+    load_target_weight,
+    loss_of_target,
+    to_granule,
+    whole_granules,
+)
+
+
+@triton.jit
+def by_thread(values, THREADS: tl.constexpr, GRANULE: tl.constexpr):
+    """[THREADS, the values that the thread holds] of a row: granules are dealt out to the threads in turn."""
+    groups: tl.constexpr = values.shape[0] // (THREADS * GRANULE)
+    values = tl.permute(tl.reshape(values, [groups, THREADS, GRANULE]), (1, 0, 2))
+    return tl.reshape(values, [THREADS, groups * GRANULE])
+
+
+@triton.jit
+def step_kernel(
+    logits_ptr,  # [n_rows, n_cols] 16-bit floating point, values of a row side by side
+    target_ptr,  # [n_rows] int
+    weight_ptr,  # [n_cols], or None: all 1
+    norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
+    dloss_ptr,  # [n_rows], one number with stride_dloss = 0, or None: 1
+    loss_ptr,  # [n_rows] out, or None
+    dlogits_ptr,  # [n_rows, n_cols] out, or None; its rows start in their granules where those of the logits do
+    n_rows,
+    n_cols,
+    stride_row,
+    stride_out,
+    stride_dloss,
+    ignore_index,
+    NORMS: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # the row, from its first granule to its last, fits into it
+    THREADS: tl.constexpr,
+    GRANULE: tl.constexpr,  # values in 16 bytes
+    ODD: tl.constexpr,  # whether rows start and end within a granule
+    OPAQUE: tl.constexpr,  # whether `keep` can be had
+):
+    if not ODD:  # what Triton has to know to access 16 bytes at once
+        stride_row = stride_row // GRANULE * GRANULE
+        stride_out = stride_out // GRANULE * GRANULE
+    row = tl.program_id(0).to(tl.int64)
+    target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
+    row_ptr = logits_ptr + row * stride_row
+    z_y = tl.load(row_ptr + target, mask=valid, other=float("nan")).to(tl.float32)
+    w_y = load_target_weight(weight_ptr, target, valid, tl.float32)
+
+    start_ptr, lead = granule_of(row_ptr, GRANULE, ODD)
+    first, last = whole_granules(n_cols, lead, GRANULE)
+    at = tl.arange(0, BLOCK_N)
+    x = tl.load(start_ptr + at, mask=active & (at >= first) & (at < last), other=float("-inf"))
+
+    # The thread of the target, and the other values that it holds.
+    GROUPS: tl.constexpr = BLOCK_N // (THREADS * GRANULE)
+    target_at = target + lead
+    its_thread = tl.where((target_at >= first) & (target_at < last), target_at // GRANULE % THREADS, -1)
+    others = tl.arange(0, THREADS) != its_thread
+    mate = tl.arange(0, GROUPS * GRANULE)
+    mate_at = (mate // GRANULE * THREADS + its_thread) * GRANULE + mate % GRANULE
+    mate_mask = active & (its_thread >= 0) & (mate_at >= first) & (mate_at < last) & (mate_at != target_at)
+    z_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf")).to(tl.float32)
+    if ODD:
+        edge_cols, in_edge = edges(n_cols, lead, last, GRANULE)
+        edge_mask = active & in_edge & (edge_cols != target)
+        z_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf")).to(tl.float32)
+
+    of_thread = tl.reduce(by_thread(x.to(tl.float32), THREADS, GRANULE), 1, larger_or_nan)
+    runner_up = tl.reduce(tl.where(others, of_thread, float("-inf")), 0, larger_or_nan)
+    runner_up = larger_or_nan(runner_up, tl.reduce(z_mate, 0, larger_or_nan))
+    if ODD:
+        runner_up = larger_or_nan(runner_up, tl.reduce(z_edge, 0, larger_or_nan))
+    m = tl.where(active, tl.maximum(runner_up, z_y), 0.0)
+    shift = finite_or_zero(runner_up)
+
+    if OPAQUE:
+        x = keep(x)
+    e = exp(x.to(tl.float32) - shift)
+    e_mate = exp(z_mate - shift)
+    if ODD:
+        e_edge = exp(z_edge - shift)
+        of_thread = tl.sum(by_thread(fixed_point(e), THREADS, GRANULE), 1)
+        rest = tl.sum(tl.where(others, of_thread, 0), 0) + tl.sum(fixed_point(e_mate), 0)
+        rest = from_fixed_point(rest + tl.sum(fixed_point(e_edge), 0))
+    else:
+        of_thread = tl.sum(by_thread(e, THREADS, GRANULE), 1)
+        rest = tl.sum(tl.where(others, of_thread, 0.0), 0) + tl.sum(e_mate, 0)
+    over = exp(runner_up - m)
+    rest *= over
+    _, loss = loss_of_target(m, rest, z_y, w_y)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + row, tl.where(active, loss, 0.0).to(loss_ptr.dtype.element_ty))
+
+    if dlogits_ptr is not None:
+        out: tl.constexpr = dlogits_ptr.dtype.element_ty
+        r = load_factor(dloss_ptr, stride_dloss, norm_ptr, row, active, NORMS, tl.float32)
+        scale, _, at_target = gradient_of_row(r, rest, m, z_y, w_y, 0.0, 0.0, n_cols, active)
+        scale = tl.where(active, scale * over, 0.0)
+        out_ptr = dlogits_ptr + row * stride_out
+        if OPAQUE:
+            x = keep(x)
+        dz = (scale * exp(x.to(tl.float32) - shift)).to(out)
+        tl.store(to_granule(out_ptr, lead, GRANULE, ODD) + at, dz, mask=(at >= first) & (at < last))
+        if ODD:
+            tl.store(out_ptr + edge_cols, (scale * e_edge).to(out), mask=in_edge)
+        tl.debug_barrier()  # the target's value goes over what another thread may have written there
+        tl.store(out_ptr + target, at_target.to(out), mask=valid)
