@@ -1,0 +1,169 @@
+"""Bytes that a training step moves, counted: python bench/traffic.py prints them as multiples of B, the logits' bytes.
+
+The kernels run in Triton's interpreter, where each active lane of a load or store is counted, as often as it happens;
+nothing is timed, and no GPU is needed. Of eager PyTorch the inputs and outputs of each operation are counted, once
+each, which is the least that its kernels can move. A step must read the logits once and write their gradient once: 2.0.
+
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    for folder in ("kernels", "tests"):
+        sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+
+@dataclass
+class Launch:
+    kernel: str
+    loaded: dict[str, int] = field(default_factory=dict)  # bytes, by the name of the kernel's argument
+    stored: dict[str, int] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Launch]]:
+    """The launches meanwhile, with the bytes that they load and store. In a process of TRITON_INTERPRET=1."""
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    launches: list[Launch] = []
+    regions: list[tuple[str, int, int]] = []
+    call = GridExecutor.__call__
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def count(into: dict[str, int], pointers: Any, mask: Any) -> None:
+        itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        addresses = np.asarray(pointers.data)
+        addresses = addresses[np.broadcast_to(np.asarray(mask.data, bool), addresses.shape)]
+        for name, low, high in regions:
+            lanes = int(((addresses >= low) & (addresses < high)).sum())
+            if lanes:
+                into[name] = into.get(name, 0) + lanes * itemsize
+
+    def counting_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        count(launches[-1].loaded, pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def counting_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        count(launches[-1].stored, pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        launches.append(Launch(self.fn.__name__))
+        regions.clear()
+        for name, value in (*zip(self.arg_names, args, strict=False), *kwargs.items()):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                regions.append((name, storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+        with _disable_current_modes():  # the interpreter works with torch itself
+            return call(self, *args, **kwargs)
+
+    GridExecutor.__call__ = launch
+    InterpreterBuilder.create_masked_load = counting_load
+    InterpreterBuilder.create_masked_store = counting_store
+    try:
+        yield launches
+    finally:
+        GridExecutor.__call__ = call
+        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
+
+
+class Operations(TorchDispatchMode):
+    """The operations of torch that work on a device, and the bytes of their inputs and outputs."""
+
+    WITHOUT_WORK = (
+        *("empty", "new_empty", "view", "detach", "alias", "as_strided", "slice", "select", "unsqueeze", "squeeze"),
+        *("expand", "promote_types"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not name.startswith(self.WITHOUT_WORK) and name not in (
+            "t",
+            "transpose",
+            "permute",
+            "item",
+            "_local_scalar_dense",
+        ):
+            self.names.append(name)
+            tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            self.bytes += sum({x.data_ptr(): x.numel() * x.itemsize for x in tensors}.values())
+        return out
+
+
+def step(op: Callable[..., Tensor], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    loss = op(logits, target, **options)
+    (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+    return gradient
+
+
+def example(n_rows: int, n_cols: int, dtype: torch.dtype, stride: int | None = None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n_cols)
+    logits = torch.randn(n_rows, stride or n_cols, generator=generator).to(dtype)[:, :n_cols]
+    return logits.requires_grad_(), torch.randint(n_cols, (n_rows,), generator=generator)
+
+
+def in_multiples(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> tuple[float, float, float]:
+    """B of a step by softxent's kernels: logits loaded, gradient stored; and by eager PyTorch, all of it."""
+    from softxent import fused_softmax_xent
+
+    logits, target = example(n_rows, n_cols, dtype)
+    size = logits.numel() * logits.itemsize
+    with counted() as launches:
+        step(fused_softmax_xent, logits, target, **options)
+    loaded = sum(launch.loaded.get(name, 0) for launch in launches for name in ("logits_ptr", "dlogits_ptr"))
+    stored = sum(launch.stored.get("dlogits_ptr", 0) for launch in launches)
+    with Operations() as eager:
+        step(F.cross_entropy, logits, target, **options)
+    return loaded / size, stored / size, eager.bytes / size
+
+
+def main() -> None:
+    import triton
+
+    import interpreter
+    from softxent import dispatch
+
+    interpreter.install()
+    dispatch.INTERPRET = True
+    print(f"torch {torch.__version__}, triton {triton.__version__}, in Triton's interpreter\n")
+    print("| n_rows x n_cols | dtype | reduction | kernels | logits read | gradient written | step | eager PyTorch |")
+    print("|---|---|---|---|---:|---:|---:|---:|")
+    from softxent import fused_softmax_xent
+
+    shapes = ((256, 10), (1024, 10), (512, 100), (64, 1000), (8, 32000))
+    wide = ((4, 50257), (4, 128256), (4, 151936), (2, 262144))
+    for n_rows, n_cols in shapes + wide:
+        for dtype in (torch.bfloat16, torch.float32, torch.float16):
+            for reduction in ("mean",) if dtype == torch.float16 else ("mean", "none"):
+                loaded, stored, eager = in_multiples(n_rows, n_cols, dtype, reduction=reduction)
+                with counted() as launches:
+                    step(fused_softmax_xent, *example(n_rows, n_cols, dtype), reduction=reduction)
+                names = [launch.kernel.removesuffix("_kernel") for launch in launches]
+                print(
+                    f"| {n_rows} x {n_cols} | {str(dtype).removeprefix('torch.')} | {reduction} | {', '.join(names)} "
+                    f"| {loaded:.2f} | {stored:.2f} | {loaded + stored:.2f} | {eager:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What a training step reads and writes, counted in Triton's interpreter, and how many launches it takes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.traffic import Launch, Operations, counted, example, step
+from softxent import fused_softmax_xent
+
+pytestmark = [
+    pytest.mark.parametrize("path", ["kernels"], indirect=True),
+    pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter"),
+]
+
+PER_ROW = 640  # bytes: targets, losses, ends of the row, and what else the target's thread of a packed row holds
+HELD = (  # rows that stay on chip
+    (700, 10),
+    (40, 100),
+    (9, 1000),
+    (3, 32000),
+)
+
+
+def moved(launches: list[Launch]) -> tuple[int, int, int]:
+    """Bytes of the logits and their gradient that were loaded, of the gradient stored, and all others."""
+    loaded = stored = others = 0
+    for launch in launches:
+        for name, size in launch.loaded.items():
+            if name in ("logits_ptr", "dlogits_ptr"):
+                loaded += size
+            else:
+                others += size
+        for name, size in launch.stored.items():
+            if name == "dlogits_ptr":
+                stored += size
+            else:
+                others += size
+    return loaded, stored, others
+
+
+def count(logits: Tensor, target: Tensor, **options: Any) -> tuple[float, float]:
+    """Multiples of B that a step loads and stores of the logits and the gradient, less a little a row."""
+    with counted() as launches:
+        step(fused_softmax_xent, logits, target, **options)
+    loaded, stored, others = moved(launches)
+    size, allowance = logits.numel() * logits.itemsize, PER_ROW * len(logits)
+    assert others <= allowance
+    return (loaded - allowance) / size, (stored - 16 * len(logits)) / size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [*HELD, (3, 50257), (3, 50304)], ids=str)
+@pytest.mark.parametrize("odd", [False, True])
+def test_a_step_reads_the_logits_once_and_writes_their_gradient_once(
+    path: str, dtype: torch.dtype, shape: tuple[int, int], odd: bool
+) -> None:
+    if shape[1] > 50000 and dtype == torch.float32:
+        pytest.skip("not held on chip: see the next test")
+    loaded, stored = count(*example(*shape, dtype, shape[1] + 3 if odd else None))
+    assert loaded <= 1 and stored <= 1
+
+
+@pytest.mark.parametrize(("n_cols", "dtype"), [(50257, torch.float32), (128256, torch.bfloat16)], ids=str)
+def test_a_row_that_no_program_holds_is_read_twice(path: str, n_cols: int, dtype: torch.dtype) -> None:
+    loaded, stored = count(*example(2, n_cols, dtype))
+    assert 1.9 <= loaded <= 2 and stored <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [*HELD, (2, 50257), (2, 128256), (2, 151936), (1, 262144)], ids=str)
+def test_a_forward_pass_alone_reads_the_logits_once(path: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    logits, target = example(*shape, dtype)
+    with counted() as launches, torch.no_grad():
+        fused_softmax_xent(logits, target)
+    loaded, stored, others = moved(launches)
+    assert loaded <= logits.numel() * logits.itemsize + PER_ROW * len(logits)
+    assert stored == 0 and others <= PER_ROW * len(logits)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {}], ids=["none", "float16"])
+def test_where_the_gradient_waits_for_backward_the_logits_are_read_once_more(
+    path: str, options: dict[str, Any]
+) -> None:
+    for shape in ((700, 10), (9, 1000), (2, 70001)):
+        dtype = torch.bfloat16 if options else torch.float16
+        loaded, stored = count(*example(*shape, dtype), **options)
+        assert loaded <= 2 and stored <= 1
+
+
+@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (10, 1000), (4, 50257), (4, 70001)], ids=str)
+def test_ignored_rows_are_not_read(path: str, shape: tuple[int, int]) -> None:
+    logits, target = example(*shape, torch.bfloat16)
+    target[::2] = -100
+    with counted() as launches, torch.no_grad():
+        fused_softmax_xent(logits, target)
+    assert moved(launches)[0] <= logits.numel() * logits.itemsize // 2 + PER_ROW * len(logits)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options", "most"),
+    [
+        ((256, 10), torch.float32, {}, 2),
+        ((256, 10), torch.bfloat16, {"label_smoothing": 0.1, "weight": True}, 2),
+        ((1000, 10), torch.float32, {}, 4),
+        ((1000, 10), torch.float32, {"reduction": "sum"}, 3),
+        ((20, 1000), torch.bfloat16, {}, 4),
+        ((20, 1000), torch.bfloat16, {"label_smoothing": 0.1, "weight": True}, 4),
+        ((20, 1000), torch.float16, {}, 4),
+        ((20, 1000), torch.float32, {"reduction": "none"}, 2),
+        ((2, 70001), torch.float16, {}, 4),
+        ((2, 70001), torch.bfloat16, {"label_smoothing": 0.1}, 4),
+    ],
+    ids=str,
+)
+def test_launches_of_a_step(
+    path: str, shape: tuple[int, int], dtype: torch.dtype, options: dict[str, Any], most: int
+) -> None:
+    """Kernels and operations of torch together, without the 1 that backward begins with."""
+    logits, target = example(*shape, dtype)
+    if "weight" in options:
+        options = options | {"weight": torch.linspace(0.5, 1, shape[1], dtype=dtype)}
+    shape_of_loss = shape[:1] if options.get("reduction") == "none" else ()
+    dloss = torch.ones(shape_of_loss, dtype=dtype)
+    with counted() as launches, Operations() as operations:
+        torch.autograd.grad(fused_softmax_xent(logits, target, **options), logits, dloss)
+    of_torch = [name for name in operations.names if name != "fill_"]  # with NaN: conftest's
+    assert len(launches) + len(of_torch) <= most, (launches, of_torch)
