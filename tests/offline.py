@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,13 +30,18 @@ TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 @dataclass
 class Compiled:
     kernel: str
-    registers: int
+    constants: dict[str, Any]  # the kernel's constexpr arguments
+    threads: int  # in a program
+    registers: int  # of 32 bits, a thread
+    shared_bytes: int  # a program
     spill_bytes: int  # stored and loaded a thread
     stack_bytes: int
     wide_loads: int  # 16 bytes
     loads: int
     wide_stores: int
     stores: int
+    instructions: int
+    loops: list[int]  # the instructions of each innermost loop
 
     as_dict = asdict
 
@@ -78,12 +84,15 @@ class Offline:
         self.compiled: list[Compiled] = []
         self.run, self.active, self.interpret = JITFunction.run, driver._active, dispatch.INTERPRET
         driver.set_active(_Driver(self.target))
+        dispatch.kernel_module("row_loss")._warp_size.cache_clear()
         dispatch.INTERPRET = True  # send CPU tensors to the kernels, which are real ones in this process
 
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
             binary = self.run(kernel, *args, grid=grid, warmup=True, **options)
             if binary.hash not in self.seen:
-                self.seen[binary.hash] = self._inspect(f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}", binary)
+                name = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
+                constants = {key: value for key, value in options.items() if isinstance(value, bool | int)}
+                self.seen[binary.hash] = self._inspect(name, constants, binary)
                 self.compiled.append(self.seen[binary.hash])
             return binary
 
@@ -94,7 +103,7 @@ class Offline:
         JITFunction.run, dispatch.INTERPRET = self.run, self.interpret
         driver.set_active(self.active)
 
-    def _inspect(self, name: str, binary: Any) -> Compiled:
+    def _inspect(self, name: str, constants: dict[str, Any], binary: Any) -> Compiled:
         if self.target.backend == "hip":
             text = binary.asm["amdgcn"]
             registers = _last_int(r"\.vgpr_count:\s+(\d+)", text)
@@ -103,6 +112,7 @@ class Offline:
             )
             stack = _last_int(r"\.private_segment_fixed_size:\s+(\d+)", text)
             memory = r"(?:global|buffer)_{}_dwordx4", r"(?:global|buffer)_{}_"
+            code = _amdgcn(text)
         else:
             text = binary.asm["ptx"]
             log = _ptxas(text, self.target.arch)
@@ -110,9 +120,12 @@ class Offline:
             spills = _last_int(r"(\d+) bytes spill stores", log) + _last_int(r"(\d+) bytes spill loads", log)
             stack = _last_int(r"(\d+) bytes stack frame", log)
             memory = r"\b{}\.global[^\s;]*\.v(?:4\.b32|2\.b64)", r"\b{}\.global"
+            code = _sass(binary.asm["cubin"])
         verbs = ("load", "store") if self.target.backend == "hip" else ("ld", "st")
         counts = [len(re.findall(pattern.format(verb), text)) for verb in verbs for pattern in memory]
-        return Compiled(name, registers, spills, stack, *counts)
+        threads = self.target.warp_size * binary.metadata.num_warps
+        shared = binary.metadata.shared
+        return Compiled(name, constants, threads, registers, shared, spills, stack, *counts, *_loops(code))
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:
@@ -126,6 +139,50 @@ def _ptxas(ptx: str, arch: int | str) -> str:
         name = f"--gpu-name={sm_arch_from_capability(int(arch))}"
         command = [get_ptxas(int(arch)).path, *flags, name, file.name, "-o", "/dev/null"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def _sass(cubin: bytes) -> list[tuple[str, str]]:
+    """The instructions of a cubin: ("label", its name), ("branch", where to) or ("", text)."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(get_ptxas(90).path).with_name("nvdisasm")
+        text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    code = []
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            code.append(("label", label[1]))
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
+            target = re.search(r"\.L_x_\d+", found[2]) if found[1].startswith("BRA") else None
+            if found[1] != "NOP":
+                code.append(("branch", target[0]) if target else ("", found[1]))
+    return code
+
+
+def _amdgcn(text: str) -> list[tuple[str, str]]:
+    code = []
+    for line in text.split("s_endpgm")[0].splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            code.append(("label", label[1]))
+        elif found := re.match(r"\t([a-z]+_\w+)\s*(\S*)", line):
+            code.append(("branch", found[2]) if "branch" in found[1] else ("", found[1]))
+    return code
+
+
+def _loops(code: list[tuple[str, str]]) -> tuple[int, list[int]]:
+    """How many instructions there are, and in each loop that contains no other; a branch to itself is no loop."""
+    count, labels, loops = 0, {}, []
+    for kind, text in code:
+        if kind == "label":
+            labels[text] = count
+            continue
+        count += 1
+        if kind == "branch" and count - labels.get(text, count) > 1:
+            loops.append((labels[text], count))
+    inner = [b - a for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    return count, inner
 
 
 def _last_int(pattern: str, text: str) -> int:

@@ -1,0 +1,191 @@
+"""What the compiler makes of every launch choice, without a GPU: python bench/codegen.py prints it as a table.
+
+    python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
+    python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
+    python bench/codegen.py cuda:90 --json       a JSON object a kernel
+
+Triton's wheel has the whole tool chain, and the operation's own host code runs, on tensors without data: each kernel is
+compiled as a launch on that device would compile it. In a process of its own, without TRITON_INTERPRET.
+
+Instructions are counted in the code, a thread's number for each value of a row that it works on: an upper bound where
+code is skipped, as after a target that is ignored. Of the kernels that stream rows their loops are counted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    for folder in ("kernels", "tests"):
+        sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+
+import torch
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+REGISTERS, WARPS = 65536, 64  # of a multiprocessor
+SMOOTHED = {"label_smoothing": 0.1, "weight": True}
+
+
+class Case(NamedTuple):
+    dtype: str
+    n_cols: int
+    options: dict[str, Any]  # of fused_softmax_xent; "op" for another operation; "n_rows"
+
+    def __str__(self) -> str:
+        options = {**self.options, **({"weight": ""} if "weight" in self.options else {})}
+        return " ".join(f"{name}={value}" if value != "" else name for name, value in options.items())
+
+
+def cases(brief: bool) -> Iterator[Case]:
+    """Rows that fill their tile, and that lie in granules of 16 bytes; and odd ones."""
+    from softxent import launch
+
+    for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2), ("float64", 8)):
+        tiles = [block_n for block_n, *_ in launch.WHOLE[max(4, size)]]
+        held = tiles[-1]
+        if brief:
+            widths = [10, 100, 1000, 1001, held, 2 * held if size == 2 else held + 1, 128256]
+        else:
+            widths = [
+                2,
+                3,
+                10,
+                16,
+                31,
+                32,
+                *tiles,
+                *(n - 7 for n in tiles),
+                1000,
+                2 * held,
+                2 * held - 9,
+                50257,
+                128256,
+            ]
+        for n_cols in sorted(set(widths)):
+            some = n_cols in (10, 100, 1000, 1001, held, 50257, 128256)
+            yield Case(dtype, n_cols, {})
+            if some or not brief:
+                yield Case(dtype, n_cols, SMOOTHED)
+            if size > 2 or n_cols > 2 * held or (dtype == "float16" and not brief):
+                yield Case(dtype, n_cols, {"reduction": "none"})
+            if n_cols <= 32:
+                yield Case(dtype, n_cols, {"n_rows": 256})
+            if n_cols in (10, 1000, 1001, 50257):
+                for op in ("soft_target", "softmax", "log_softmax"):
+                    yield Case(dtype, n_cols, {"op": op})
+
+
+def run(case: Case) -> None:
+    """A step of the case, with tensors of zeros, whose kernels are compiled and not run."""
+    import softxent
+
+    options = dict(case.options)
+    dtype, op = getattr(torch, case.dtype), options.pop("op", None)
+    n_rows = options.pop("n_rows", 600)
+    logits = torch.zeros(n_rows, case.n_cols, dtype=dtype, requires_grad=True)
+    if op in ("softmax", "log_softmax"):
+        getattr(softxent, op)(logits, 1).backward(logits.detach())
+        return
+    target = torch.zeros(n_rows, dtype=torch.int64)
+    if op == "soft_target":
+        target = torch.zeros_like(logits).requires_grad_()
+    if "weight" in options:
+        options["weight"] = torch.ones(case.n_cols, dtype=dtype)
+    softxent.fused_softmax_xent(logits, target, **options).sum().backward()
+
+
+def measure(target: str, brief: bool) -> Iterator[dict[str, Any]]:
+    """What was made of each kernel that is new with a case."""
+    from offline import Offline
+
+    backend, arch = target.split(":")
+    with Offline(backend, int(arch) if arch.isdigit() else arch) as compiled:
+        for case in cases(brief):
+            run(case)
+            for kernel in compiled:
+                row = {"target": target, "dtype": case.dtype, "n_cols": case.n_cols, "options": str(case)}
+                row |= kernel.as_dict()
+                row["resident_warps"] = (
+                    resident_warps(kernel.registers, kernel.threads // 32) if backend == "cuda" else 0
+                )
+                yield row | {"per_value": per_value(row)}
+            compiled.clear()
+
+
+def resident_warps(registers: int, warps: int) -> int:
+    """Warps that fit into a multiprocessor together, by their registers, which come by 256 a warp."""
+    return min(WARPS, REGISTERS // (-(-registers * 32 // 256) * 256) // warps * warps)
+
+
+def per_value(row: dict[str, Any]) -> float | None:
+    """Instructions for each value of a row; None for kernels that do not go through rows of class indices."""
+    constants, threads, n_cols = row["constants"], row["threads"], row["n_cols"]
+    module = row["kernel"].split(".")[0]
+    if module == "few_classes":
+        return float(row["instructions"] * threads / (constants["ROWS"] * n_cols))
+    if module == "whole_row":
+        return float(row["instructions"] * threads / (constants["BLOCK_M"] * n_cols))
+    if module == "packed_row":
+        return float(row["instructions"] * threads / n_cols)
+    if row["kernel"] == "streaming.backward_kernel":
+        return float(row["instructions"] * threads / constants["BLOCK"])
+    if module == "streaming":
+        block = 4 * constants["THREADS"] * constants["VECTOR"]
+        return float(sum(row["loops"]) * threads / block)
+    return None
+
+
+COLUMNS = ("kernel", "dtype", "n_cols", "options", "tile", "threads", "registers", "warps", "shared")
+COLUMNS += ("spilled", "loads", "stores", "instructions")
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * len(COLUMNS)
+    for row in rows:
+        constants = row["constants"]
+        tile = [constants[name] for name in ("ROWS", "N_COLS", "BLOCK_M", "BLOCK_N", "BLOCK") if name in constants]
+        cells = (
+            row["kernel"].removesuffix("_kernel"),
+            row["dtype"],
+            row["n_cols"],
+            row["options"],
+            " x ".join(map(str, tile)),
+            row["threads"],
+            row["registers"],
+            row["resident_warps"] or "",
+            row["shared_bytes"],
+            row["spill_bytes"] + row["stack_bytes"],
+            f"{row['wide_loads']} + {row['loads'] - row['wide_loads']}",
+            f"{row['wide_stores']} + {row['stores'] - row['wide_stores']}",
+            "" if row["per_value"] is None else f"{row['per_value']:.1f}",
+        )
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    import triton
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
+    parser.add_argument("--brief", action="store_true", help="one choice for each regime and dtype")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    arguments = parser.parse_args()
+    if not arguments.json:
+        versions = f"triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
+        print(f"{versions}. Loads and stores: those of 16 bytes + narrower ones.")
+    for target in arguments.targets:
+        rows = []
+        for row in measure(target, arguments.brief):
+            rows.append(row)
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+        if not arguments.json:
+            print(f"\n## {target}\n", *table(rows), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
