@@ -26,7 +26,8 @@ import torch
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor
-SMOOTHED = {"label_smoothing": 0.1, "weight": True}
+SMOOTHED = {"label_smoothing": 0.1}
+WEIGHTED = {"label_smoothing": 0.1, "weight": True}
 
 
 class Case(NamedTuple):
@@ -39,41 +40,33 @@ class Case(NamedTuple):
         return " ".join(f"{name}={value}" if value != "" else name for name, value in options.items())
 
 
+BRIEF = {
+    "float32": (10, 100, 1000, 1001, 32768, 131072),
+    "bfloat16": (10, 1001, 32768, 65527, 65536, 131072),
+    "float16": (1001, 131072),
+    "float64": (10, 1000, 131072),
+}
+
+
 def cases(brief: bool) -> Iterator[Case]:
     """Rows that fill their tile, and that lie in granules of 16 bytes; and odd ones."""
     from softxent import launch
 
     for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2), ("float64", 8)):
         tiles = [block_n for block_n, *_ in launch.WHOLE[max(4, size)]]
-        held = tiles[-1]
-        if brief:
-            widths = [10, 100, 1000, 1001, held, 2 * held if size == 2 else held + 1, 128256]
-        else:
-            widths = [
-                2,
-                3,
-                10,
-                16,
-                31,
-                32,
-                *tiles,
-                *(n - 7 for n in tiles),
-                1000,
-                2 * held,
-                2 * held - 9,
-                50257,
-                128256,
-            ]
-        for n_cols in sorted(set(widths)):
-            some = n_cols in (10, 100, 1000, 1001, held, 50257, 128256)
+        wider = {2 * tiles[-1], 2 * tiles[-1] - 9, 50257, 128256}
+        few = {2, 3, 10, 16, 31, 32}
+        for n_cols in BRIEF[dtype] if brief else sorted(few | {*tiles} | {n - 7 for n in tiles} | wider):
             yield Case(dtype, n_cols, {})
-            if some or not brief:
+            if not brief or (dtype == "float32" and n_cols in (10, 1000)):
+                yield Case(dtype, n_cols, WEIGHTED)
+            if not brief and n_cols >= 8192:
                 yield Case(dtype, n_cols, SMOOTHED)
-            if size > 2 or n_cols > 2 * held or (dtype == "float16" and not brief):
+            if n_cols > 65536 or (not brief and dtype != "bfloat16"):
                 yield Case(dtype, n_cols, {"reduction": "none"})
-            if n_cols <= 32:
+            if n_cols in few:
                 yield Case(dtype, n_cols, {"n_rows": 256})
-            if n_cols in (10, 1000, 1001, 50257):
+            if n_cols == 1000 or (not brief and n_cols in (10, 50257)):
                 for op in ("soft_target", "softmax", "log_softmax"):
                     yield Case(dtype, n_cols, {"op": op})
 
@@ -138,7 +131,43 @@ def per_value(row: dict[str, Any]) -> float | None:
     return None
 
 
-COLUMNS = ("kernel", "dtype", "n_cols", "options", "tile", "threads", "registers", "warps", "shared")
+def narrow(row: dict[str, Any]) -> bool:
+    """Whether rows that lie in granules, or are odd and held on chip, are not accessed 16 bytes at a time.
+
+    Single accesses: of a row's target, its logit and its weight, the parts of the mean's divisor, the loss; the ends of
+    odd rows; and what else the target's thread holds of a packed row. A row of [..., 64] has a few of each a thread.
+    AMD's compiler does not see the alignment of odd rows.
+    """
+    constants = row["constants"]
+    granule, odd = constants.get("GRANULE", 1), constants.get("ODD", False)
+    if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
+        return False
+    singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"]
+    if odd and row["kernel"].startswith("streaming"):  # summed value by value: their bits must not depend on alignment
+        singles = 0, singles[1]
+    return bool(
+        row["wide_loads"] == 0 or 0 < row["wide_stores"] < row["wide_loads"] // 4 or singles[0] > 20 or singles[1] > 6
+    )
+
+
+def over_budget(row: dict[str, Any]) -> bool:
+    """Whether rows of 1000 values and more need more instructions than a Hopper has time for while their bytes pass.
+
+    An H200 issues 15.6 instructions a value while it reads 2 bytes at 4.3 TB/s: 7.8 a byte that has to move. Rows that
+    lie in granules, plain; label smoothing sums twice, odd rows have ends, and float64 is computed elsewhere.
+    """
+    constants = row["constants"]
+    if row["target"] != "cuda:90" or row["per_value"] is None or row["n_cols"] < 1000 or row["dtype"] == "float64":
+        return False
+    if constants.get("ODD") or constants.get("SMOOTHED") or constants.get("GRANULE", 1) == 1:
+        return False
+    itemsize = 4 if row["dtype"] == "float32" else 2
+    reads = 2 if row["kernel"] == "streaming.step_kernel" else 1
+    writes = 0 if row["wide_stores"] == 0 else 1
+    return bool(row["per_value"] > 7.8 * itemsize * (reads + writes))
+
+
+COLUMNS: tuple[str, ...] = ("kernel", "dtype", "n_cols", "options", "tile", "threads", "registers", "warps", "shared")
 COLUMNS += ("spilled", "loads", "stores", "instructions")
 
 

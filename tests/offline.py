@@ -84,7 +84,7 @@ class Offline:
         self.compiled: list[Compiled] = []
         self.run, self.active, self.interpret = JITFunction.run, driver._active, dispatch.INTERPRET
         driver.set_active(_Driver(self.target))
-        dispatch.kernel_module("row_loss")._warp_size.cache_clear()
+        dispatch.kernel_module("row_loss")._device.cache_clear()
         dispatch.INTERPRET = True  # send CPU tensors to the kernels, which are real ones in this process
 
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
@@ -107,9 +107,7 @@ class Offline:
         if self.target.backend == "hip":
             text = binary.asm["amdgcn"]
             registers = _last_int(r"\.vgpr_count:\s+(\d+)", text)
-            spills = 4 * (
-                _last_int(r"\.vgpr_spill_count:\s+(\d+)", text) + _last_int(r"\.sgpr_spill_count:\s+(\d+)", text)
-            )
+            spills = 4 * _last_int(r"\.vgpr_spill_count:\s+(\d+)", text)  # scalar registers spill into others
             stack = _last_int(r"\.private_segment_fixed_size:\s+(\d+)", text)
             memory = r"(?:global|buffer)_{}_dwordx4", r"(?:global|buffer)_{}_"
             code = _amdgcn(text)
@@ -125,7 +123,10 @@ class Offline:
         counts = [len(re.findall(pattern.format(verb), text)) for verb in verbs for pattern in memory]
         threads = self.target.warp_size * binary.metadata.num_warps
         shared = binary.metadata.shared
-        return Compiled(name, constants, threads, registers, shared, spills, stack, *counts, *_loops(code))
+        total, loops = _loops(code)
+        wide_loads, loads, wide_stores, stores = counts
+        memory_counts = wide_loads, loads, wide_stores, stores
+        return Compiled(name, constants, threads, registers, shared, spills, stack, *memory_counts, total, loops)
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from softxent import launch
 
+HOPPER, BLACKWELL, AMD = launch.Device(32, 90), launch.Device(32, 100), launch.Device(64, 0)
 WIDTHS = (1, 2, 3, 10, 16, 17, 33, 64, 65, 512, 513, 1000, 4096, 4097, 16384, 32768, 50257, 65536, 262144)
 
 
@@ -24,12 +25,11 @@ def test_tiles_are_powers_of_two_that_cover_the_row_or_fill_the_budget(acc_bytes
 def test_a_row_that_a_program_holds_fits_wherever_it_starts(itemsize: int, odd: bool) -> None:
     for n_cols in WIDTHS:
         stride = n_cols + (1 if odd else -n_cols % 16)
-        tile = launch.whole(n_cols, stride, 1, itemsize, 0, smoothed=False, packs=True)
+        tile = launch.whole(n_cols, stride, 1, itemsize, 0, False, False, HOPPER)
         if tile is None:
-            assert n_cols > {2: 65529, 4: 32765, 8: 4096}[itemsize]
+            assert n_cols > {2: 65536, 4: 32768, 8: 4096}[itemsize]
             continue
-        assert n_cols + (tile.access.granule - 1 if tile.access.odd else 0) <= tile.block_n
-        assert tile.block_n <= max(64, 2 * (n_cols + tile.access.granule - 1))
+        assert n_cols <= tile.block_n < max(65, 2 * n_cols)
         for size in (tile.block_m, tile.block_n, tile.num_warps):
             assert size & (size - 1) == 0
         assert not tile.packed or itemsize == 2
@@ -46,11 +46,28 @@ def test_rows_are_accessed_in_granules_of_16_bytes_where_they_have_them() -> Non
 
 
 def test_label_smoothing_of_odd_rows_is_summed_in_the_order_of_the_columns() -> None:
-    tile = launch.whole(1001, 1001, 1, 2, 0, smoothed=True, packs=True)
+    tile = launch.whole(1001, 1001, 1, 2, 0, True, False, HOPPER)
     assert tile is not None and tile.access == (1, False)
-    assert launch.whole(50257, 50257, 1, 2, 0, smoothed=True, packs=True) is None
-    tile = launch.whole(50257, 50257, 1, 2, 0, smoothed=False, packs=True)
+    assert launch.whole(50257, 50257, 1, 2, 0, True, False, HOPPER) is None
+    tile = launch.whole(50257, 50257, 1, 2, 0, False, False, HOPPER)
     assert tile is not None and tile.access == (8, True) and tile.packed
+
+
+def test_rows_that_would_spill_are_held_only_where_they_do_not() -> None:
+    def held(itemsize: int, odd: bool, smoothed: bool, weighted: bool, device: launch.Device) -> int:
+        """The widest rows."""
+        widths = [n - 7 * odd for n in (8192, 16384, 32768, 65536)]
+        tiles = [launch.whole(n, n, 1, itemsize, 0, smoothed, weighted, device) for n in widths]
+        return max(n for n, tile in zip((8192, 16384, 32768, 65536), tiles, strict=True) if tile is not None)
+
+    for device in (HOPPER, BLACKWELL, AMD):
+        assert held(4, False, False, True, device) == 32768
+        assert held(4, False, True, False, device) == 16384
+        assert held(2, False, True, True, device) == 16384
+        assert held(2, False, True, False, device) == 32768
+    assert [held(4, True, False, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [32768, 16384, 16384]
+    assert [held(2, True, False, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 32768, 16384]
+    assert [held(2, False, False, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 65536, 32768]
 
 
 def test_accesses_to_few_classes_are_as_wide_as_every_row_allows() -> None:

@@ -5,6 +5,8 @@ import numbers
 import torch
 from torch import Tensor
 
+from .transforms import in_transform
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
@@ -68,6 +70,28 @@ def check_options(
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     if loss_dtype is not None and loss_dtype not in DTYPES:
         raise RuntimeError(f"loss_dtype must be float64, float32, bfloat16 or float16, got {loss_dtype}")
+
+
+def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None) -> None:
+    """Whether the gradient may be written over `logits`, which are the rows of `input` or a copy of them."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError("inplace=True does not go with torch.compile: leave it out there")
+    if in_transform(input):
+        raise RuntimeError("inplace=True does not go with torch.func transforms or forward-mode AD: leave it out there")
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError("inplace=True does not go with a weight that requires a gradient: pass weight.detach()")
+    base = logits if logits._base is None else logits._base
+    if base.is_leaf and base.requires_grad:
+        raise RuntimeError(
+            "inplace=True would write over logits that are a leaf, or a view of one, and require a gradient: "
+            "it is for the result of an operation"
+        )
+    n_rows, n_cols = logits.shape
+    if n_cols > 1 and (logits.stride(1) != 1 or (n_rows > 1 and logits.stride(0) < n_cols)):
+        raise RuntimeError(
+            "inplace=True needs the classes of a row side by side in memory, and rows that do not overlap: "
+            f"got strides {logits.stride()}"
+        )
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:

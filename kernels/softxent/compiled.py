@@ -29,10 +29,10 @@ def _row_stats(logits: Tensor, count: int) -> list[Tensor]:
     return [logits.new_empty(n_rows, dtype=_acc(logits)) for _ in range(count)]
 
 
-def _stats(logits: Tensor, label_smoothing: Tensor | None) -> Tensor:
+def _stats(logits: Tensor, weight: Tensor | None, label_smoothing: Tensor | None) -> Tensor:
     """What the kernels keep of rows that no program holds; nothing is kept of others."""
     smoothed = float(label_smoothing is not None)
-    streams = uses_kernels(logits) and kernel_module("row_loss").keeps_stats(logits, smoothed)
+    streams = uses_kernels(logits) and kernel_module("row_loss").keeps_stats(logits, weight, smoothed)
     return logits.new_empty(logits.shape[0] if streams else 0, 3, dtype=_acc(logits))
 
 
@@ -43,17 +43,17 @@ def row_loss(
     """The loss of each row against its class index; what the kernels keep of each row."""
     acc = _acc(logits)
     if len(logits) == 0:
-        return logits.new_zeros(0, dtype=acc), _stats(logits, label_smoothing)
-    options = ignore_index, _float(label_smoothing), "none", acc, uses_kernels(logits)
+        return logits.new_zeros(0, dtype=acc), _stats(logits, weight, label_smoothing)
+    options = ignore_index, _float(label_smoothing), "none", acc, uses_kernels(logits), False
     loss, kept = implementation(logits, "row_loss").forward(logits, target, weight, *options)
-    return loss, _stats(logits, label_smoothing) if kept[-1] is None or not uses_kernels(logits) else kept[-1]
+    return loss, _stats(logits, weight, label_smoothing) if kept[-1] is None or not uses_kernels(logits) else kept[-1]
 
 
 @row_loss.register_fake
 def _(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), _stats(logits, label_smoothing)
+    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), _stats(logits, weight, label_smoothing)
 
 
 @torch.library.custom_op("softxent::row_loss_backward", mutates_args=())
@@ -71,7 +71,7 @@ def row_loss_backward(
         return logits.new_zeros(logits.shape)
     kept = [None, None, stats] if uses_kernels(logits) else [None, None]
     options = ignore_index, _float(label_smoothing), "none"
-    gradient = implementation(logits, "row_loss").backward(dloss, logits, target, weight, *options, kept)
+    gradient = implementation(logits, "row_loss").backward(dloss, logits, target, weight, *options, kept, False)
     return gradient.contiguous()  # type: ignore[no-any-return]
 
 
@@ -130,7 +130,7 @@ def soft_target_backward(
         return logits.new_zeros(logits.shape), target.new_zeros(target.shape if needs_dtarget else 0)
     module = implementation(logits, "soft_target")
     eps = _float(label_smoothing)
-    dlogits, dtarget = module.backward(dloss, logits, target, weight, eps, needs_dtarget, [m, d, a])
+    dlogits, dtarget = module.backward(dloss, logits, target, weight, eps, needs_dtarget, [m, d, a], False)
     return dlogits, target.new_empty(0) if dtarget is None else dtarget
 
 

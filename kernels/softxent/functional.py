@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import compiled, reference
-from .checks import check_options, check_tensors, legacy_reduction
+from .checks import check_inplace, check_options, check_tensors, legacy_reduction
 from .normalizer import normalizer
 from .row_loss import row_loss
 from .soft_target import soft_target_loss
@@ -22,6 +22,7 @@ def fused_softmax_xent(
     label_smoothing: float = 0.0,
     *,
     loss_dtype: torch.dtype | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """Cross-entropy between softmax(input) and the target, in nats: torch.nn.functional.cross_entropy, fused.
 
@@ -45,6 +46,10 @@ def fused_softmax_xent(
         label_smoothing: eps in [0, 1].
         loss_dtype: of the result; default: the dtype of `input`, and float32 under autocast. float32 for logits of
             half precision saves the rounding of the loss, about 1e-3 of it.
+        inplace: write the gradient over the logits, which saves a matrix of their size. They must be the result of an
+            operation, not a leaf, and nothing may read them after this call; what autograd itself has kept of them for
+            another operation's backward pass raises there. One backward pass, no second derivative, no transform, no
+            torch.compile. Where `input` has to be copied, the copy is written over. Without gradients it does nothing.
 
     Logits of half precision are computed, summed and divided in float32, and rounded once at the end. The gradient
     for class indices is exact where the model is confident: 1 - p[y] is summed from its own terms, never subtracted.
@@ -67,6 +72,9 @@ def fused_softmax_xent(
     class_dim = 0 if input.dim() == 1 else 1
     shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
     logits = _rows(input, class_dim, n_cols)
+    inplace = inplace and torch.is_grad_enabled() and input.requires_grad
+    if inplace:
+        check_inplace(input, logits, weight)
     soft = target.is_floating_point()
     y = _rows(target, class_dim, n_cols) if soft else target if target.dim() == 1 else target.reshape(-1)
     if loss_dtype is None:
@@ -77,13 +85,13 @@ def fused_softmax_xent(
     elif logits.numel() and (in_transform(input, target, weight) or (weight is not None and weight.requires_grad)):
         loss = reference.softmax_xent(logits, y, weight, ignore_index, label_smoothing, reduction).to(loss_dtype)
     elif soft:
-        loss = soft_target_loss(logits, y, weight, label_smoothing)
+        loss = soft_target_loss(logits, y, weight, label_smoothing, inplace)
         if reduction != "none":
             loss = loss.sum()
         n = len(y) if n_cols else 0  # as torch: nothing to average without classes
         loss = (loss / n if reduction == "mean" else loss).to(loss_dtype)
     else:
-        loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, loss_dtype)
+        loss = row_loss(logits, y, weight, ignore_index, label_smoothing, reduction, loss_dtype, inplace)
     return loss.reshape(shape) if reduction == "none" else loss
 
 

@@ -22,8 +22,8 @@ WHOLE = {
         (128, 16, 4),
         (256, 8, 4),
         (512, 1, 1),
-        (1024, 1, 2),
-        (2048, 1, 4),
+        (1024, 1, 1),
+        (2048, 1, 2),
         (4096, 1, 4),
         (8192, 1, 8),
         (16384, 1, 16),
@@ -33,6 +33,9 @@ WHOLE = {
 }
 # 16-bit rows once more as wide, kept packed. A row of that width as float32 would fill every register.
 PACKED = (65536, 1, 16)
+# Where the widest tile would spill: rows with label smoothing, which hold the weights as well, or 32 bits a value; and
+# odd rows on devices whose compiler needs a few registers more.
+SPILLS = 16384  # columns that do not
 
 BY_VALUE = 4096  # columns: wider rows that are accessed value by value are streamed
 
@@ -46,6 +49,11 @@ ONE_LAUNCH = 512  # rows of few classes that one program takes from the targets 
 
 # Multiply and add in one rounding, said aloud: Triton 3.10 stops doing so by itself, and 3.9 warns of it.
 OPTIONS = {"enable_fp_fusion": True}
+
+
+class Device(NamedTuple):
+    warp_size: int  # 32, or 64 on AMD's GPUs, which do not read the packed kernel's PTX either
+    arch: int  # NVIDIA's compute capability times ten, or 0
 
 
 class Access(NamedTuple):
@@ -63,7 +71,7 @@ class Whole(NamedTuple):
 
 # For kernels that walk their rows: values in a tile, by the largest n_cols and by the bytes of the dtype that they are
 # computed in. Twice as many spill where rows of an odd length need a mask and an address a value.
-VALUES = ((512, {4: 1024, 8: 256}), (1 << 62, {4: 4096, 8: 512}))
+VALUES = ((512, {4: 1024, 8: 512}), (1 << 62, {4: 4096, 8: 512}))
 
 
 class Tile(NamedTuple):
@@ -91,24 +99,33 @@ def access(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address
 
 
 def whole(
-    n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int, smoothed: bool, packs: bool
+    n_cols: int,
+    stride_row: int,
+    stride_col: int,
+    itemsize: int,
+    address: int,
+    smoothed: bool,
+    weighted: bool,
+    device: Device,
 ) -> Whole | None:
     """The tile for rows that fit into a program's registers, or None.
 
     smoothed: their label smoothing is not 0: the sum that it needs has to be taken in the order of the columns, value
-    by value. packs: 16-bit values can be kept packed.
+    by value. weighted: classes have weights.
     """
     how = access(n_cols, stride_row, stride_col, itemsize, address)
     if how.odd and smoothed:
         how = Access(1, False)
-    width = n_cols + (how.granule - 1 if how.odd else 0)
-    by_value = how.granule == 1 and n_cols > BY_VALUE
+    if how.granule == 1 and n_cols > BY_VALUE:
+        return None
+    blackwell, amd = device.arch >= 100, device.warp_size == 64
+    spills = smoothed and (weighted or itemsize == 4)
+    spills |= how.odd and (amd or (blackwell and itemsize == 4))
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
-        if width <= block_n and not by_value:
+        if n_cols <= block_n and not (spills and block_n > SPILLS):
             return Whole(block_m, block_n, num_warps, how, False)
-    if packs and not smoothed and itemsize == 2 and how.granule > 1 and width <= PACKED[0]:
-        return Whole(PACKED[1], PACKED[0], PACKED[2], how, True)
-    return None
+    packs = itemsize == 2 and not smoothed and how.granule > 1 and not amd and not (blackwell and how.odd)
+    return Whole(PACKED[1], PACKED[0], PACKED[2], how, True) if packs and n_cols <= PACKED[0] else None
 
 
 def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int) -> int:
@@ -133,4 +150,4 @@ def tile(n_cols: int, acc_bytes: int, n_matrices: int = 1) -> Tile:
     values = next(values[acc_bytes] for limit, values in VALUES if n_cols <= limit) // n_matrices
     block_n = min(power_of_two_from(n_cols), values)
     block_m = min(64, values // block_n) if n_cols <= VALUES[0][0] else 1
-    return Tile(block_m, block_n, num_warps=4 if block_m * block_n <= 2048 else 8)
+    return Tile(block_m, block_n, num_warps=4 if block_m * block_n * n_matrices <= 2048 else 8)

@@ -2,12 +2,15 @@
 
 Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Triton kernels. Each gives
 
-    forward(logits, target, weight, ignore_index, label_smoothing, reduction, dtype, needs_grad) -> loss, kept
-    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, kept) -> dlogits
+    forward(logits, target, weight, ignore_index, label_smoothing, reduction, dtype, needs_grad, inplace)
+        -> loss, kept
+    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, kept, inplace)
+        -> dlogits
 
 and may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
 inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
-passes on one graph gives the same gradient. Where a backward pass is itself recorded or batched, the gradient is that
+passes on one graph gives the same gradient; but with `inplace` the gradient goes over the logits, in the pass that
+makes it, and is had once. Where a backward pass is itself recorded or batched, the gradient is that
 of the reference formula, which torch can treat so. What `kept` holds is not seen by saved-tensor hooks, such as those
 that offload.
 """
@@ -30,11 +33,12 @@ def row_loss(
     label_smoothing: float,
     reduction: str,
     dtype: torch.dtype,
+    inplace: bool = False,
 ) -> Tensor:
     """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean."""
     options = ignore_index, label_smoothing, reduction
     needs_grad = torch.is_grad_enabled() and logits.requires_grad  # inside the Function it cannot be known
-    return RowLoss.apply(logits, target, weight, dtype, needs_grad, *options)  # type: ignore[no-any-return]
+    return RowLoss.apply(logits, target, weight, dtype, needs_grad, inplace, *options)  # type: ignore[no-any-return]
 
 
 class RowLoss(torch.autograd.Function):
@@ -46,22 +50,33 @@ class RowLoss(torch.autograd.Function):
         weight: Tensor | None,
         dtype: torch.dtype,
         needs_grad: bool,
+        inplace: bool,
         *options: Any,
     ) -> Tensor:
         if len(logits) == 0:
             loss, kept = _loss_of_nothing(logits, *options).to(dtype), []
         else:
             module = implementation(logits, "row_loss")
-            loss, kept = module.forward(logits, target, weight, *options, dtype, needs_grad)
+            loss, kept = module.forward(logits, target, weight, *options, dtype, needs_grad, inplace)
         if needs_grad:
-            ctx.save_for_backward(logits, target, weight)
-            ctx.kept, ctx.options = kept, options
+            written = inplace and len(logits) > 0 and kept[0] is not None
+            if written:
+                torch.autograd.graph.increment_version(logits)
+            ctx.save_for_backward(None if written else logits, target, weight)
+            ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight = ctx.saved_tensors
         (dloss,) = grad_outputs
+        if ctx.inplace:
+            if ctx.kept is None:
+                raise RuntimeError("a second backward pass after inplace=True: the logits are gone. Leave it out")
+            if in_higher_order_backward(dloss):
+                raise RuntimeError("a recorded or batched backward pass after inplace=True: leave it out")
+        logits, target, weight = ctx.saved_tensors
+        if logits is None:
+            logits = ctx.kept[0]
         if len(logits) == 0:
             dlogits = torch.zeros_like(logits)
         elif in_higher_order_backward(dloss):
@@ -72,8 +87,11 @@ class RowLoss(torch.autograd.Function):
             (dlogits,) = torch.autograd.grad(loss, z, dloss.to(loss.dtype), create_graph=record)
         else:
             module = implementation(logits, "row_loss")
-            dlogits = module.backward(dloss, logits, target, weight, *ctx.options, ctx.kept)
-        return dlogits, *[None] * 7
+            dlogits = module.backward(dloss, logits, target, weight, *ctx.options, ctx.kept, ctx.inplace)
+        if ctx.inplace:
+            ctx.kept = None
+            torch.autograd.graph.increment_version(dlogits)
+        return dlogits, *[None] * 8
 
 
 def _loss_of_nothing(logits: Tensor, ignore_index: int, label_smoothing: float, reduction: str) -> Tensor:

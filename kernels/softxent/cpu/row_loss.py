@@ -23,6 +23,7 @@ from torch import Tensor
 from ..normalizer import normalizer
 
 CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
+FEW = 32  # classes: up to here the scratch is transposed, since torch is slow along a row of ten
 
 
 def forward(
@@ -34,6 +35,7 @@ def forward(
     reduction: str,
     dtype: torch.dtype,
     needs_grad: bool,
+    inplace: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss in `dtype`, and what `backward` wants: its gradient, where that is worth keeping.
 
@@ -41,7 +43,8 @@ def forward(
     """
     y, ignored = _classes(target, logits.shape[1], ignore_index)
     factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
-    dlogits = logits.new_empty(logits.shape) if needs_grad and _survives_a_factor(logits, reduction) else None
+    now = needs_grad and _survives_a_factor(logits, reduction)
+    dlogits = _gradient_like(logits, inplace) if now else None
     loss = _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)
     if reduction != "none":
         loss = loss.sum()
@@ -57,6 +60,7 @@ def backward(
     label_smoothing: float,
     reduction: str,
     kept: list[Tensor | None],
+    inplace: bool,
 ) -> Tensor:
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
     (dlogits, ignored), kept[0] = kept, None
@@ -64,7 +68,7 @@ def backward(
     if dlogits is None:
         y, ignored = _classes(target, logits.shape[1], ignore_index)
         factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
-        dlogits = logits.new_empty(logits.shape)
+        dlogits = _gradient_like(logits, inplace)
         if not _survives_a_factor(logits, reduction):
             both = dloss if factor is None else dloss * factor
             _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, both)
@@ -75,6 +79,10 @@ def backward(
         # Ignored rows are 0 already, and stay so: 0 * inf is NaN.
         return dlogits if scale == 1 else _rows_times(dlogits, dloss, None if math.isfinite(scale) else ignored)
     return _rows_times(dlogits, dloss[:, None], ignored)
+
+
+def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
+    return logits.detach() if inplace else logits.new_empty(logits.shape)
 
 
 def _survives_a_factor(logits: Tensor, reduction: str) -> bool:
@@ -95,45 +103,63 @@ def _factor(
 
 
 def _rows_times(dlogits: Tensor, scale: Tensor, ignored: Tensor | None) -> Tensor:
-    return dlogits.mul_(scale if ignored is None else torch.where(ignored, 0, scale))
+    return dlogits.mul_(scale if ignored is None else torch.where(ignored[:, None], 0, scale))
 
 
 def _in_chunks(
     logits: Tensor,
     y: Tensor,  # [n_rows] int64
-    ignored: Tensor | None,  # [n_rows, 1] bool
+    ignored: Tensor | None,  # [n_rows] bool
     weight: Tensor | None,
     eps: float,
-    dlogits: Tensor | None,  # [n_rows, n_cols] out
+    dlogits: Tensor | None,  # [n_rows, n_cols] out; may be the logits
     scale: Tensor | float | None,  # of the gradient: [n_rows], a number, or None: 1
 ) -> Tensor:
     """The loss of each row, unscaled, and its gradient times `scale` in `dlogits`."""
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
     w = None if weight is None else weight.to(acc)
-    if dlogits is not None and dlogits.dtype == acc:  # straight into it
-        return _rows(logits, y, ignored, w, eps, dlogits, scale, dlogits)
-    step = max(1, CHUNK // n_cols)
-    scratch = logits.new_empty(min(step, n_rows), n_cols, dtype=acc)
+    if n_cols > FEW and dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr():
+        torch.softmax(logits, 1, out=dlogits)
+        return _rows(dlogits, 1, logits, y, ignored, w, eps, dlogits, scale)
+    step = min(n_rows, max(1, CHUNK // n_cols))
+    scratch = logits.new_empty(_padded(step) * n_cols, dtype=acc)
     losses = []
     for start in range(0, n_rows, step):
-        rows = slice(start, start + step)
+        n = min(step, n_rows - start)
+        part = slice(start, start + n)
+        z = logits[part]
+        if n_cols > FEW:
+            p = scratch[: n * n_cols].view(n, n_cols).copy_(z)
+        else:
+            p = scratch[: _padded(n) * n_cols].view(n_cols, -1)
+            p[:, :n] = z.t()
+            p[:, n:] = 0
+        dim = int(n_cols > FEW)
         losses.append(
             _rows(
-                logits[rows],
-                y[rows],
-                None if ignored is None else ignored[rows],
+                torch.softmax(p, dim, out=p),
+                dim,
+                z,
+                y[part],
+                None if ignored is None else ignored[part],
                 w,
                 eps,
-                None if dlogits is None else dlogits[rows],
-                scale[rows] if isinstance(scale, Tensor) and scale.dim() else scale,
-                scratch[: min(step, n_rows - start)],
+                None if dlogits is None else dlogits[part],
+                scale[part] if isinstance(scale, Tensor) and scale.dim() else scale,
             )
         )
-    return torch.cat(losses)
+    return losses[0] if len(losses) == 1 else torch.cat(losses)
+
+
+def _padded(n_rows: int) -> int:
+    """Rows that fill whole vectors: torch adds up the columns at a ragged end in another order."""
+    return -(-n_rows // 32) * 32
 
 
 def _rows(
+    p: Tensor,  # softmax of the logits with its classes along `dim`, dlogits itself or scratch, perhaps for more rows
+    dim: int,
     logits: Tensor,
     y: Tensor,
     ignored: Tensor | None,
@@ -141,48 +167,52 @@ def _rows(
     eps: float,
     dlogits: Tensor | None,
     scale: Tensor | float | None,
-    p: Tensor,  # scratch in the dtype of the computation, or dlogits itself
 ) -> Tensor:
-    n_cols = logits.shape[1]
-    torch.softmax(logits if logits.dtype == p.dtype else p.copy_(logits), 1, out=p)
-    y = y[:, None]
-    p_y = p.gather(1, y)
-    miss = sum_rows(p.scatter_(1, y, 0))
+    """The loss [n_rows], unscaled; the gradient times `scale` in `dlogits`. p is overwritten."""
+    n_rows, n_cols = logits.shape
+    more = p.shape[1 - dim] - n_rows
+    index = _across(y, dim, more)
+    p_y = p.gather(dim, index)
+    miss = sum_along(p.scatter_(dim, index, 0), dim)
     loss = _minus_log(p_y, miss, logits, y)
-    w_y = None if w is None else w[y]
+    w_y = None if w is None else w[index]
     if w_y is not None:
         loss = torch.where(w_y == 0, miss * 0, loss * w_y)  # miss * 0: still NaN where there is no softmax
     if eps:
-        smooth = _minus_log_sum(logits, w, p.dtype) * (eps / n_cols)
+        smooth = _across(_minus_log_sum(logits, w, p.dtype) * (eps / n_cols), dim, more)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
     if ignored is not None:
-        loss.masked_fill_(ignored, 0)
+        loss.masked_fill_(_across(ignored, dim, more), 0)
+    loss = loss.flatten()[:n_rows]
     if dlogits is None:
-        return loss[:, 0]
-    if isinstance(scale, Tensor) and scale.dim():
-        scale = scale[:, None]
-    factor = (p_y + miss).reciprocal_()  # torch's softmax of a long row sums to 1 only to some 50 ulp
+        return loss
+    factor: Tensor | float = 1.0
+    if dim:
+        factor = (p_y + miss).reciprocal_()  # torch's softmax of a long row sums to 1 only to some 50 ulp
     if eps:
-        smooth, hard = eps / n_cols, (1 - eps) * (1 if w_y is None else w_y)
+        share, hard = eps / n_cols, (1 - eps) * (1 if w_y is None else w_y)
         total = n_cols if w is None else w.sum()
-        p.mul_(factor * (hard + smooth * total))  # a
-        p.sub_(smooth if w is None else smooth * w)
-        p.scatter_(1, y, factor * (p_y * (smooth * total) - miss * hard) - smooth * (1 if w_y is None else w_y))
-        if scale is not None:
-            p.mul_(scale)
+        at_target = factor * (p_y * (share * total) - miss * hard) - share * (1 if w_y is None else w_y)
+        p.mul_(factor * (hard + share * total))  # a
+        p.sub_(share if w is None else (share * w).unsqueeze(1 - dim))
+        p.scatter_(dim, index, at_target)
+        factor = 1.0
     else:
-        p.scatter_(1, y, miss.neg_())
+        p.scatter_(dim, index, miss.neg_())
         factor = factor if w_y is None else factor * w_y
-        p.mul_(factor if scale is None else factor * scale)
+    if scale is not None:
+        factor = factor * (_across(scale, dim, more) if isinstance(scale, Tensor) and scale.dim() else scale)
+    if isinstance(factor, Tensor) or factor != 1:
+        p.mul_(factor)
     if ignored is not None:
-        p.masked_fill_(ignored, 0)
+        p.masked_fill_(_across(ignored, dim, more), 0)
     if p is not dlogits:
-        dlogits.copy_(p)
-    return loss[:, 0]
+        dlogits.copy_(p if dim else p[:, :n_rows].t())
+    return loss
 
 
 def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """The target as int64 classes that exist, and where it is ignored [n_rows, 1]: None where no row is."""
+    """The target as int64 classes that exist, and where it is ignored: None where no row is."""
     y = target.long()
     low, high = (v.item() for v in torch.aminmax(y))
     if low >= 0 and high < n_cols and not low <= ignore_index <= high:
@@ -195,31 +225,38 @@ def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Te
             f"target {int(y[row])} at row {row} is out of bounds for {n_cols} classes "
             f"(and is not ignore_index = {ignore_index})"
         )
-    return y.masked_fill(ignored, 0), ignored[:, None]
+    return y.masked_fill(ignored, 0), ignored
 
 
 def _minus_log(p_y: Tensor, miss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y [n_rows, 1]: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
+    """-log p_y: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
     largest = -math.log(8 * torch.finfo(p_y.dtype).tiny)
     loss = (miss / p_y).log1p_()
     if not loss.max().item() < largest:  # NaN comes here too, and leaves as NaN
-        rows = (~(loss < largest))[:, 0]
-        z, y = logits[rows].to(p_y.dtype), y[rows]
+        rows = (~(loss < largest)).flatten().nonzero()[:, 0]
+        z, y = logits[rows].to(p_y.dtype), y[rows, None]
         m = z.amax(1, keepdim=True)
-        loss[rows] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
+        loss.view(-1)[rows] = ((m - z.gather(1, y)) + sum_along((z - m).exp_()).log_())[:, 0]
     return loss
 
 
 def _minus_log_sum(logits: Tensor, w: Tensor | None, acc: torch.dtype) -> Tensor:
-    """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
+    """sum_j w_j * -log p_j [n_rows]; a class of weight 0 is left out, whatever its logit."""
     sums = []
     for z in logits.split(max(1, CHUNK // logits.shape[1])):
         log_p = torch.log_softmax(z.to(acc), 1)
-        sums.append(sum_rows(log_p if w is None else torch.where(w == 0, 0, log_p * w)))
+        sums.append(sum_along(log_p if w is None else torch.where(w == 0, 0, log_p * w))[:, 0])
     return torch.cat(sums).neg_()
 
 
-def sum_rows(values: Tensor) -> Tensor:
-    """Of each row [n_rows, 1]. One row alone is summed as two are: torch would split it among the threads, and a row's
-    bits would depend on its batch."""
-    return values.sum(1, keepdim=True) if len(values) > 1 else values.expand(2, -1).sum(1, keepdim=True)[:1]
+def sum_along(values: Tensor, dim: int = 1) -> Tensor:
+    """The sum along `dim`, which stays. One row alone is summed as two are: torch would split it among the threads, and
+    a row's bits would depend on its batch."""
+    if dim == 0 or len(values) > 1:
+        return values.sum(dim, keepdim=True)
+    return values.expand(2, -1).sum(1, keepdim=True)[:1]
+
+
+def _across(values: Tensor, dim: int, more: int) -> Tensor:
+    """A value for each row [n_rows], 0 for `more` rows, in the shape of a sum along `dim`."""
+    return (torch.nn.functional.pad(values, (0, more)) if more else values).unsqueeze(dim)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .row_loss import sum_rows
+from .row_loss import sum_along
 
 CHUNK = 1 << 19  # values of log p at a time
 
@@ -26,7 +26,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of each row [n_rows], in float32 or float64. `backward` needs nothing more."""
     losses = [
-        sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
+        sum_along(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
         for _, log_p, c in _chunks(logits, target, weight, label_smoothing)
     ]
     return torch.cat(losses), []
@@ -40,15 +40,16 @@ def backward(
     label_smoothing: float,
     needs_dtarget: bool,
     stats: list[Tensor],
+    inplace: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the logits and, if wanted, of the target, in the dtypes of those."""
-    dlogits = logits.new_empty(logits.shape)
+    dlogits = logits.detach() if inplace else logits.new_empty(logits.shape)
     dtarget = target.new_empty(target.shape) if needs_dtarget else None
     for rows, log_p, c in _chunks(logits, target, weight, label_smoothing):
         if dtarget is not None:
             w = 1 if weight is None else weight.to(log_p.dtype)
             dtarget[rows] = log_p * w * (label_smoothing - 1) * dloss[rows, None]
-        a = sum_rows(c)
+        a = sum_along(c)
         dlogits[rows] = log_p.exp_().mul_(a).sub_(c).mul_(dloss[rows, None])
     return dlogits, dtarget
 

@@ -39,6 +39,16 @@ def exp(x):
 
 
 @triton.jit
+def exp_for(x, dtype: tl.constexpr):
+    """e^x for x <= 0, as exact as results in `dtype` can show: of 16 bits they do not see |x| roundings of float32."""
+    if dtype == tl.float32 or dtype == tl.float64:
+        e = exp(x)
+    else:
+        e = tl.exp2(x * LOG2E)
+    return e
+
+
+@triton.jit
 def reciprocal(x):
     """1 / x, rounded once. Newton's steps, since a division of float64 is a call, which spills registers: for it x must
     lie in the range of float32, or be NaN."""
@@ -72,6 +82,13 @@ def scalar(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def nan_unless(condition, dtype: tl.constexpr):
+    """0 or NaN, by way of inf - inf: as a scalar constant of float64, Triton 3.7's code for AMD does not assemble."""
+    x = tl.where(condition, 0.0, float("inf")).to(tl.float32)
+    return (x - x).to(dtype)
+
+
+@triton.jit
 def finite_or_zero(m):
     """A running maximum as a shift: 0 while only -inf was seen, since -inf - -inf is NaN."""
     return tl.where(m == float("-inf"), 0.0, m)
@@ -92,10 +109,10 @@ def load_target(target_ptr, rows, n_rows, n_cols, ignore_index):
 def load_target_weight(weight_ptr, target, valid, dtype: tl.constexpr):
     """w_y; NaN for a class that does not exist."""
     if weight_ptr is None:
-        w_y = tl.where(valid, 1.0, float("nan")).to(dtype)
+        w_y = tl.full((), 1.0, dtype)
     else:
-        w_y = tl.load(weight_ptr + target, mask=valid, other=float("nan")).to(dtype)
-    return w_y
+        w_y = tl.load(weight_ptr + target, mask=valid, other=1.0).to(dtype)
+    return w_y + nan_unless(valid, dtype)
 
 
 @triton.jit
@@ -123,7 +140,7 @@ def load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS: tl.const
 def load_norm(norm_ptr, NORMS: tl.constexpr):
     """The mean's divisor from its parts. 0 becomes NaN: nothing to average."""
     n = tl.sum(tl.load(norm_ptr + tl.arange(0, NORMS)), 0)
-    return tl.where(n == 0.0, float("nan"), n)
+    return n + nan_unless(n != 0.0, n.dtype)
 
 
 @triton.jit
@@ -150,14 +167,21 @@ def weighed_gap(m, z, w):
 
 
 @triton.jit
-def gradient_of_row(r, rest, m, z_y, w_y, total, eps, n_cols, active):
-    """The gradient as scale * exp(z_j - m) - smooth * w_j for j != y, and its value at y. total: sum_j w_j."""
+def smoothing(label_smoothing, n_cols, dtype: tl.constexpr):
+    """eps, and eps / n_cols."""
+    eps = scalar(label_smoothing, dtype)
+    return eps, divide(eps, scalar(n_cols, dtype))
+
+
+@triton.jit
+def gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active):
+    """The gradient as scale * exp(z_j - m) - smooth * w_j for j != y, and its value at y. share: eps / n_cols; total:
+    sum_j w_j."""
     e_y = exp(z_y - m)
     q = r * reciprocal(rest + e_y)
-    smooth = eps / n_cols
-    a = (1.0 - eps) * w_y + smooth * total
-    at_target = q * (smooth * total * e_y - (1.0 - eps) * w_y * rest) - r * smooth * w_y
-    return tl.where(active, q * a, 0.0), tl.where(active, r * smooth, 0.0), tl.where(active, at_target, 0.0)
+    a = (1.0 - eps) * w_y + share * total
+    at_target = q * (share * total * e_y - (1.0 - eps) * w_y * rest) - r * share * w_y
+    return tl.where(active, q * a, 0.0), tl.where(active, r * share, 0.0), tl.where(active, at_target, 0.0)
 
 
 @triton.jit
@@ -187,36 +211,31 @@ def keep(x):
 
 
 @triton.jit
-def granule_of(row_ptr, GRANULE: tl.constexpr, ODD: tl.constexpr):
-    """The 16-byte granule in which a row starts, and how many values of the granule lie before the row.
+def whole_granules(row_ptr, n_cols, GRANULE: tl.constexpr, ODD: tl.constexpr):
+    """How many columns of a row lie before its first whole granule of 16 bytes, and how many in whole granules.
 
     A row of odd length starts anywhere, which leaves Triton loads and stores of one value each. So the whole granules
     of a row are accessed as such, and its ends, which lie in granules of its neighbours too, apart (`edges`).
     """
-    lead = 0
+    skip = 0
     if ODD:
-        lead = ((row_ptr.to(tl.int64) % 16) // (16 // GRANULE)).to(tl.int32)
-    return to_granule(row_ptr, lead, GRANULE, ODD), lead
+        before = row_ptr.to(tl.int64) // (16 // GRANULE) % GRANULE
+        skip = ((GRANULE - before) % GRANULE).to(tl.int32)
+    return skip, (n_cols - skip) // GRANULE * GRANULE
 
 
 @triton.jit
-def to_granule(row_ptr, lead, GRANULE: tl.constexpr, ODD: tl.constexpr):
-    if ODD:
-        row_ptr -= lead
+def first_granule(row_ptr, skip, GRANULE: tl.constexpr):
+    """What Triton cannot see by itself: that this address is a multiple of 16."""
+    row_ptr += skip
     if GRANULE > 1:
         row_ptr = tl.multiple_of(row_ptr, 16)
     return row_ptr
 
 
 @triton.jit
-def whole_granules(n_cols, lead, GRANULE: tl.constexpr):
-    """Where the whole granules of a row begin and end, counted from the granule in which the row starts."""
-    return (lead + GRANULE - 1) // GRANULE * GRANULE, (lead + n_cols) // GRANULE * GRANULE
-
-
-@triton.jit
-def edges(n_cols, lead, last, GRANULE: tl.constexpr):
-    """The columns in the granules that a row shares with its neighbours [..., 2 * GRANULE]; which are its own."""
-    edge = tl.arange(0, 2 * GRANULE)
-    cols = edge + tl.where(edge < GRANULE, 0, last - GRANULE) - lead
-    return cols, (cols >= 0) & (cols < n_cols) & ((edge >= GRANULE) | (lead > 0))
+def edges(edge, n_cols, skip, whole, GRANULE: tl.constexpr):
+    """The columns before and after a row's whole granules, for edge in [0, 2 * GRANULE); and which there are."""
+    before = edge < GRANULE
+    cols = tl.where(before, edge, skip + whole + edge - GRANULE)
+    return cols, tl.where(before, edge < skip, cols < n_cols)

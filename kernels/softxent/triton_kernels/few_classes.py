@@ -12,13 +12,14 @@ import triton.language as tl
 
 from .common import (
     divide,
-    exp,
+    exp_for,
     gradient_of_row,
     load_factor,
     load_target,
     load_target_weight,
     loss_of_target,
-    scalar,
+    nan_unless,
+    smoothing,
     weighed_gap,
 )
 
@@ -68,7 +69,9 @@ def rows_step(
     n_rows,
     stride_row,
     stride_col,
+    stride_out,
     eps,
+    share,
     SMOOTHED: tl.constexpr,
     N_COLS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -86,14 +89,14 @@ def rows_step(
         z = z + unpack(x.to(acc), ROWS, WIDTH)
 
     m = z[0]
-    z_y = tl.where(target == 0, z[0], float("nan"))
+    z_y = tl.where(target == 0, z[0], 0.0)
     for j in tl.static_range(1, N_COLS):
         m = tl.maximum(m, z[j])
         z_y = tl.where(target == j, z[j], z_y)
     rest = tl.zeros([ROWS], acc)
     e = ()
     for j in tl.static_range(N_COLS):
-        e = e + (tl.where(target == j, 0.0, exp(z[j] - m)),)  # noqa: RUF005
+        e = e + (tl.where(target == j, 0.0, exp_for(z[j] - m, logits_ptr.dtype.element_ty)),)  # noqa: RUF005
         rest += e[j]
 
     w_y = load_target_weight(weight_ptr, target, valid, acc)
@@ -106,10 +109,10 @@ def rows_step(
             w = load_column_weight(weight_ptr, j, acc)
             total += w
             gap += weighed_gap(m, z[j], w)
-        loss += (eps / N_COLS) * (total * log_d + gap)
+        loss += share * (total * log_d + gap)
 
     if dlogits_ptr is not None:
-        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, N_COLS, active)
+        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
         dz = ()
         for j in tl.static_range(N_COLS):
             g = scale * e[j]
@@ -117,7 +120,7 @@ def rows_step(
                 g -= smooth * load_column_weight(weight_ptr, j, acc)
             g = tl.where(target == j, at_target, g)
             dz = dz + (g.to(dlogits_ptr.dtype.element_ty),)  # noqa: RUF005
-        out = tl.multiple_of(dlogits_ptr + rows * N_COLS, width)[:, None]
+        out = tl.multiple_of(dlogits_ptr + rows * stride_out, width)[:, None]
         for start in tl.static_range(0, N_COLS, WIDTH):
             tl.store(out + start + vector, pack(dz, start, ROWS, WIDTH), mask=(rows < n_rows)[:, None] & (vector >= 0))
     return tl.where(active, loss, 0.0)
@@ -131,10 +134,11 @@ def step_kernel(
     norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
     dloss_ptr,  # [n_rows], one number with stride_dloss = 0, or None: 1
     loss_ptr,  # out: [n_rows], or with SUMMED one number a program; or None
-    dlogits_ptr,  # [n_rows, N_COLS] out, contiguous; or None
+    dlogits_ptr,  # [n_rows, N_COLS] out, rows contiguous, perhaps the logits; or None
     n_rows,
     stride_row,
     stride_col,
+    stride_out,
     stride_dloss,
     ignore_index,
     label_smoothing: tl.float64,
@@ -146,7 +150,7 @@ def step_kernel(
     WIDTH: tl.constexpr,  # values in one load or store
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, N_COLS, acc)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
     r = load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS, acc)
@@ -162,7 +166,9 @@ def step_kernel(
         n_rows,
         stride_row,
         stride_col,
+        stride_out,
         eps,
+        share,
         SMOOTHED,
         N_COLS,
         ROWS,
@@ -181,10 +187,11 @@ def one_launch_kernel(
     target_ptr,  # [n_rows] int
     weight_ptr,  # [N_COLS], or None: all 1
     loss_ptr,  # [] out
-    dlogits_ptr,  # [n_rows, N_COLS] out, contiguous; or None
+    dlogits_ptr,  # [n_rows, N_COLS] out, rows contiguous, perhaps the logits; or None
     n_rows,
     stride_row,
     stride_col,
+    stride_out,
     ignore_index,
     label_smoothing: tl.float64,
     SMOOTHED: tl.constexpr,
@@ -195,7 +202,7 @@ def one_launch_kernel(
 ):
     """All of a small batch in one program: the mean's divisor, the losses and their sum or mean, the gradients."""
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, N_COLS, acc)
     n = tl.full((), 1.0, acc)
     if MEAN:
         n = tl.zeros((), acc)
@@ -203,7 +210,7 @@ def one_launch_kernel(
             rows = start + tl.arange(0, ROWS).to(tl.int64)
             target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
             n += tl.sum(tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0), 0)
-        n = tl.where(n == 0.0, float("nan"), n)
+        n += nan_unless(n != 0.0, acc)
     loss = tl.zeros([ROWS], acc)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
@@ -221,7 +228,9 @@ def one_launch_kernel(
             n_rows,
             stride_row,
             stride_col,
+            stride_out,
             eps,
+            share,
             SMOOTHED,
             N_COLS,
             ROWS,

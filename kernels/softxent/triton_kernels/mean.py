@@ -8,7 +8,7 @@ scale_kernel    in backward: the gradient times the incoming one; nothing at all
 import triton
 import triton.language as tl
 
-from .common import divide, load_norm, load_target, load_target_weight
+from .common import divide, edges, first_granule, load_norm, load_target, load_target_weight, whole_granules
 
 
 @triton.jit
@@ -52,19 +52,37 @@ def reduce_kernel(
 
 
 @triton.jit
+def scale(row_ptr, cols, mask, factor):
+    x = tl.load(row_ptr + cols, mask=mask, other=0.0).to(factor.dtype)
+    x = tl.where(x == 0.0, x, x * factor)  # ignored rows stay 0, whatever the factor
+    tl.store(row_ptr + cols, x.to(row_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def scale_kernel(
-    values_ptr,  # [n] in and out
+    values_ptr,  # [n_rows, n_cols] in and out
     factor_ptr,  # []
-    n,
+    n_rows,
+    n_cols,
+    stride_row,
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
+    GRANULE: tl.constexpr,  # values in 16 bytes, or 1
+    ODD: tl.constexpr,  # whether rows start and end within a granule
 ):
     acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     factor = tl.load(factor_ptr).to(acc)
     if factor != 1.0:
-        first = tl.program_id(0).to(tl.int64) * BLOCK
-        for start in range(first, n, tl.num_programs(0) * BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            x = tl.load(values_ptr + at, mask=at < n, other=0.0).to(acc)
-            x = tl.where(x == 0.0, x, x * factor)  # ignored rows stay 0, whatever the factor
-            tl.store(values_ptr + at, x.to(values_ptr.dtype.element_ty), mask=at < n)
+        if GRANULE > 1 and not ODD:
+            stride_row = stride_row // GRANULE * GRANULE
+        blocks = tl.cdiv(n_cols, BLOCK)
+        for i in range(tl.program_id(0), n_rows * blocks, tl.num_programs(0)):
+            row_ptr = values_ptr + (i // blocks).to(tl.int64) * stride_row
+            start = i % blocks * BLOCK
+            skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
+            at = tl.arange(0, BLOCK)
+            scale(first_granule(row_ptr, skip, GRANULE) + start, at, start + at < whole, factor)
+            if ODD:
+                if start == 0:
+                    cols, mine = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
+                    scale(row_ptr, cols, mine, factor)

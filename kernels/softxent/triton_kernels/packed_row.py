@@ -11,18 +11,18 @@ import triton.language as tl
 from .common import (
     edges,
     exp,
+    exp_for,
     finite_or_zero,
+    first_granule,
     fixed_point,
     from_fixed_point,
     gradient_of_row,
-    granule_of,
     keep,
     larger_or_nan,
     load_factor,
     load_target,
     load_target_weight,
     loss_of_target,
-    to_granule,
     whole_granules,
 )
 
@@ -51,7 +51,7 @@ def step_kernel(
     stride_dloss,
     ignore_index,
     NORMS: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # the row, from its first granule to its last, fits into it
+    BLOCK_N: tl.constexpr,  # at least n_cols
     THREADS: tl.constexpr,
     GRANULE: tl.constexpr,  # values in 16 bytes
     ODD: tl.constexpr,  # whether rows start and end within a granule
@@ -63,25 +63,25 @@ def step_kernel(
     row = tl.program_id(0).to(tl.int64)
     target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target, mask=valid, other=float("nan")).to(tl.float32)
+    z_y = tl.load(row_ptr + target, mask=valid, other=0.0).to(tl.float32)
     w_y = load_target_weight(weight_ptr, target, valid, tl.float32)
 
-    start_ptr, lead = granule_of(row_ptr, GRANULE, ODD)
-    first, last = whole_granules(n_cols, lead, GRANULE)
+    skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
+    start_ptr = first_granule(row_ptr, skip, GRANULE)
     at = tl.arange(0, BLOCK_N)
-    x = tl.load(start_ptr + at, mask=active & (at >= first) & (at < last), other=float("-inf"))
+    x = tl.load(start_ptr + at, mask=active & (at < whole), other=float("-inf"))
 
     # The thread of the target, and the other values that it holds.
     GROUPS: tl.constexpr = BLOCK_N // (THREADS * GRANULE)
-    target_at = target + lead
-    its_thread = tl.where((target_at >= first) & (target_at < last), target_at // GRANULE % THREADS, -1)
+    target_at = target - skip
+    its_thread = tl.where((target_at >= 0) & (target_at < whole), target_at // GRANULE % THREADS, -1)
     others = tl.arange(0, THREADS) != its_thread
     mate = tl.arange(0, GROUPS * GRANULE)
     mate_at = (mate // GRANULE * THREADS + its_thread) * GRANULE + mate % GRANULE
-    mate_mask = active & (its_thread >= 0) & (mate_at >= first) & (mate_at < last) & (mate_at != target_at)
+    mate_mask = active & (its_thread >= 0) & (mate_at < whole) & (mate_at != target_at)
     z_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf")).to(tl.float32)
     if ODD:
-        edge_cols, in_edge = edges(n_cols, lead, last, GRANULE)
+        edge_cols, in_edge = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
         edge_mask = active & in_edge & (edge_cols != target)
         z_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf")).to(tl.float32)
 
@@ -95,10 +95,10 @@ def step_kernel(
 
     if OPAQUE:
         x = keep(x)
-    e = exp(x.to(tl.float32) - shift)
-    e_mate = exp(z_mate - shift)
+    e = exp_for(x.to(tl.float32) - shift, x.dtype)
+    e_mate = exp_for(z_mate - shift, x.dtype)
     if ODD:
-        e_edge = exp(z_edge - shift)
+        e_edge = exp_for(z_edge - shift, x.dtype)
         of_thread = tl.sum(by_thread(fixed_point(e), THREADS, GRANULE), 1)
         rest = tl.sum(tl.where(others, of_thread, 0), 0) + tl.sum(fixed_point(e_mate), 0)
         rest = from_fixed_point(rest + tl.sum(fixed_point(e_edge), 0))
@@ -114,13 +114,13 @@ def step_kernel(
     if dlogits_ptr is not None:
         out: tl.constexpr = dlogits_ptr.dtype.element_ty
         r = load_factor(dloss_ptr, stride_dloss, norm_ptr, row, active, NORMS, tl.float32)
-        scale, _, at_target = gradient_of_row(r, rest, m, z_y, w_y, 0.0, 0.0, n_cols, active)
+        scale, _, at_target = gradient_of_row(r, rest, m, z_y, w_y, 0.0, 0.0, 0.0, active)
         scale = tl.where(active, scale * over, 0.0)
         out_ptr = dlogits_ptr + row * stride_out
         if OPAQUE:
             x = keep(x)
-        dz = (scale * exp(x.to(tl.float32) - shift)).to(out)
-        tl.store(to_granule(out_ptr, lead, GRANULE, ODD) + at, dz, mask=(at >= first) & (at < last))
+        dz = (scale * exp_for(x.to(tl.float32) - shift, x.dtype)).to(out)
+        tl.store(first_granule(out_ptr, skip, GRANULE) + at, dz, mask=at < whole)
         if ODD:
             tl.store(out_ptr + edge_cols, (scale * e_edge).to(out), mask=in_edge)
         tl.debug_barrier()  # the target's value goes over what another thread may have written there

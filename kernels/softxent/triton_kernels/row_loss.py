@@ -32,13 +32,14 @@ def forward(
     reduction: str,
     dtype: torch.dtype,
     needs_grad: bool,
+    inplace: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss in `dtype`, and what `backward` wants: the gradient, parts of the mean's divisor, the rows' stats."""
     n_rows, n_cols = logits.shape
     target = target.contiguous()
     acc = torch.promote_types(logits.dtype, torch.float32)
     now = needs_grad and _in_forward(logits, reduction)
-    dlogits = _gradient_like(logits) if now else None
+    dlogits = _gradient_like(logits, inplace) if now else None
     options = ignore_index, label_smoothing
     with on_device_of(logits):
         if n_cols <= launch.FEW and n_rows <= launch.ONE_LAUNCH and reduction != "none":
@@ -48,7 +49,7 @@ def forward(
         norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc) if reduction == "mean" else None
         loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
         stats = None
-        if _streams(logits, label_smoothing):
+        if _streams(logits, weight, label_smoothing):
             stats = logits.new_empty(n_rows, 3, dtype=acc) if needs_grad and not now else None
             _stream(logits, target, weight, norm, *options, loss, dlogits, stats)
         else:
@@ -67,6 +68,7 @@ def backward(
     label_smoothing: float,
     reduction: str,
     kept: list[Tensor | None],
+    inplace: bool,
 ) -> Tensor:
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
     (dlogits, norm, stats), kept[0] = kept, None
@@ -79,22 +81,22 @@ def backward(
             if reduction == "mean" and norm is None:
                 norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
             factor = None if _in_forward(logits, reduction) else dloss
-            dlogits = _gradient_like(logits)
-            if factor is not None and _streams(logits, label_smoothing):
+            dlogits = _gradient_like(logits, inplace)
+            if factor is not None and _streams(logits, weight, label_smoothing):
                 assert stats is not None
                 _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
-            elif _streams(logits, label_smoothing):
+            elif _streams(logits, weight, label_smoothing):
                 _stream(logits, target, weight, norm, *options, None, dlogits, None)
             else:
                 _step(logits, target, weight, norm, factor, *options, None, dlogits, False)
         if _in_forward(logits, reduction):
-            _scale(dlogits, dloss, acc)
+            _scale(dlogits, dloss, acc, inplace)
     return dlogits
 
 
-def keeps_stats(logits: Tensor, label_smoothing: float) -> bool:
+def keeps_stats(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
     """Whether `forward` with reduction="none" keeps numbers of each row for `backward`."""
-    return _streams(logits, label_smoothing)
+    return _streams(logits, weight, label_smoothing)
 
 
 def _in_forward(logits: Tensor, reduction: str) -> bool:
@@ -105,24 +107,27 @@ def _layout(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
 
 
-def _tile(logits: Tensor, label_smoothing: float) -> launch.Whole | None:
-    return launch.whole(*_layout(logits), smoothed=label_smoothing != 0, packs=_warp_size() == 32)
+def _tile(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> launch.Whole | None:
+    return launch.whole(*_layout(logits), label_smoothing != 0, weight is not None, _device())
 
 
 @cache
-def _warp_size() -> int:
-    """Threads in a warp: 32, or 64 on AMD's GPUs, which do not read PTX either."""
+def _device() -> launch.Device:
+    """The kind of GPU that Triton compiles for; the interpreter is treated as a Hopper."""
     if triton.knobs.runtime.interpret:
-        return 32
-    return triton.runtime.driver.active.get_current_target().warp_size  # type: ignore[no-any-return]
+        return launch.Device(32, 90)
+    target = triton.runtime.driver.active.get_current_target()
+    return launch.Device(target.warp_size, target.arch if target.backend == "cuda" else 0)
 
 
-def _streams(logits: Tensor, label_smoothing: float) -> bool:
-    return logits.shape[1] > launch.FEW and _tile(logits, label_smoothing) is None
+def _streams(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
+    return logits.shape[1] > launch.FEW and _tile(logits, weight, label_smoothing) is None
 
 
-def _gradient_like(logits: Tensor) -> Tensor:
+def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
     """An empty [n_rows, n_cols], contiguous if that will do: its rows lie in their granules as those of the logits."""
+    if inplace:
+        return logits.detach()
     n_rows, n_cols = logits.shape
     granule, odd = launch.access(*_layout(logits))
     lead = logits.data_ptr() % 16 // logits.itemsize if odd else 0
@@ -147,6 +152,7 @@ def _step(
     """Rows that a thread or a program holds. Returns what was written of `loss`: its rows, or with `summed` sums."""
     n_rows, n_cols = logits.shape
     stride_dloss = dloss.stride(0) if dloss is not None and dloss.dim() else 0
+    stride_out = 0 if dlogits is None else dlogits.stride(0)
     common: dict[str, Any] = {
         "NORMS": 1 if norm is None else len(norm),
         **launch.OPTIONS,
@@ -158,6 +164,7 @@ def _step(
             *tensors,
             n_rows,
             *logits.stride(),
+            stride_out,
             stride_dloss,
             ignore_index,
             label_smoothing,
@@ -166,14 +173,13 @@ def _step(
             N_COLS=n_cols,
             ROWS=launch.ROWS,
             WIDTH=launch.vector(*_layout(logits)),
-            num_warps=launch.ROWS // _warp_size(),
+            num_warps=launch.ROWS // _device().warp_size,
             **common,
         )
     else:
-        tile = _tile(logits, label_smoothing)
+        tile = _tile(logits, weight, label_smoothing)
         assert tile is not None
         programs = launch.cdiv(n_rows, tile.block_m)
-        stride_out = 0 if dlogits is None else dlogits.stride(0)
         granule, odd = tile.access
         if tile.packed:
             packed_row.step_kernel[(programs,)](
@@ -232,6 +238,7 @@ def _one_launch(
         dlogits,
         len(logits),
         *logits.stride(),
+        0 if dlogits is None else dlogits.stride(0),
         ignore_index,
         label_smoothing,
         SMOOTHED=label_smoothing != 0,
@@ -239,7 +246,7 @@ def _one_launch(
         N_COLS=logits.shape[1],
         ROWS=launch.ROWS,
         WIDTH=launch.vector(*_layout(logits)),
-        num_warps=launch.ROWS // _warp_size(),
+        num_warps=launch.ROWS // _device().warp_size,
         **launch.OPTIONS,
     )
 
@@ -259,7 +266,7 @@ def _stream(
     num_warps, _ = launch.STREAM[logits.itemsize]
     common: dict[str, Any] = {
         "SMOOTHED": label_smoothing != 0,
-        "THREADS": _warp_size() * num_warps,
+        "THREADS": _device().warp_size * num_warps,
         "VECTOR": 16 // logits.itemsize,
         "num_warps": num_warps,
         **launch.OPTIONS,
@@ -314,7 +321,7 @@ def _stream_backward(
     n_rows, n_cols = logits.shape
     num_warps, block = launch.STREAM[logits.itemsize]
     granule, odd = launch.access(*_layout(logits))
-    streaming.backward_kernel[(n_rows, launch.cdiv(n_cols + granule, block))](
+    streaming.backward_kernel[(n_rows, launch.cdiv(n_cols, block))](
         dloss,
         logits,
         target,
@@ -356,9 +363,22 @@ def _reduce(loss: Tensor, norm: Tensor | None, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _scale(dlogits: Tensor, dloss: Tensor, acc: torch.dtype) -> None:
-    """dlogits *= dloss, whatever lies between its rows."""
-    n = (len(dlogits) - 1) * dlogits.stride(0) + dlogits.shape[1]
-    programs = min(launch.SCALERS, launch.cdiv(n, launch.SCALE))
-    double = acc == torch.float64
-    mean.scale_kernel[(programs,)](dlogits, dloss, n, DOUBLE=double, BLOCK=launch.SCALE)
+def _scale(dlogits: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) -> None:
+    """dlogits *= dloss. What lies between the rows is scaled too, as one long row, unless it is somebody else's."""
+    n_rows, n_cols = dlogits.shape
+    stride = dlogits.stride(0)
+    if not inplace or stride == n_cols:
+        n_rows, n_cols, stride = 1, (n_rows - 1) * stride + n_cols, 0
+    granule, odd = launch.access(n_cols, stride, 1, dlogits.itemsize, dlogits.data_ptr())
+    programs = min(launch.SCALERS, n_rows * launch.cdiv(n_cols, launch.SCALE))
+    mean.scale_kernel[(programs,)](
+        dlogits,
+        dloss,
+        n_rows,
+        n_cols,
+        stride,
+        DOUBLE=acc == torch.float64,
+        BLOCK=launch.SCALE,
+        GRANULE=granule,
+        ODD=odd,
+    )

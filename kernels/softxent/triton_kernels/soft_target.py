@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
-from .common import exp, finite_or_zero, scalar
+from .common import exp, finite_or_zero, reciprocal, smoothing
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     acc: tl.constexpr = loss_ptr.dtype.element_ty
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_range = rows < n_rows
     m = tl.full([BLOCK_M], float("-inf"), acc)
@@ -66,7 +66,7 @@ def forward_kernel(
         z = tl.load(logits_ptr + rows[:, None] * stride_row + at * stride_col, mask=mask, other=float("-inf")).to(acc)
         t_pos = target_ptr + rows[:, None] * stride_target_row + at * stride_target_col
         t = tl.load(t_pos, mask=mask, other=0.0).to(acc)
-        c = load_weight(weight_ptr, cols, n_cols, acc)[None, :] * ((1.0 - eps) * t + eps / n_cols)
+        c = load_weight(weight_ptr, cols, n_cols, acc)[None, :] * ((1.0 - eps) * t + share)
         m_new = tl.maximum(m, tl.max(z, 1))
         shift = finite_or_zero(m_new)
         d = d * exp(m - shift) + tl.sum(exp(z - shift[:, None]), 1)
@@ -90,10 +90,11 @@ def backward_kernel(
     max_ptr,  # [n_rows] m
     sum_ptr,  # [n_rows] d
     a_ptr,  # [n_rows]
-    dlogits_ptr,  # [n_rows, n_cols] out, contiguous
+    dlogits_ptr,  # [n_rows, n_cols] out, rows contiguous; may be the logits
     dtarget_ptr,  # [n_rows, n_cols] out, contiguous, or None
     n_rows,
     n_cols,
+    stride_out,  # of dlogits
     stride_dloss,
     stride_row,
     stride_col,
@@ -104,7 +105,7 @@ def backward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     acc: tl.constexpr = max_ptr.dtype.element_ty
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = cols.to(tl.int64)[None, :]
@@ -119,10 +120,12 @@ def backward_kernel(
     dloss = tl.load(dloss_ptr + rows * stride_dloss, mask=in_range, other=0.0).to(acc)[:, None]
     log_d = tl.log(d)
     w = load_weight(weight_ptr, cols, n_cols, acc)[None, :]
-    c = w * ((1.0 - eps) * t + eps / n_cols)
-    dlogits = ((a / d) * exp(z - m) - c) * dloss
+    c = w * ((1.0 - eps) * t + share)
+    dlogits = ((a * reciprocal(d)) * exp(z - m) - c) * dloss
     out = rows[:, None] * n_cols + cols[None, :]
-    tl.store(dlogits_ptr + out, dlogits.to(dlogits_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        dlogits_ptr + rows[:, None] * stride_out + cols[None, :], dlogits.to(dlogits_ptr.dtype.element_ty), mask=mask
+    )
     if dtarget_ptr is not None:
         dtarget = (1.0 - eps) * w * (log_d + (m - z)) * dloss
         tl.store(dtarget_ptr + out, dtarget.to(dtarget_ptr.dtype.element_ty), mask=mask)
@@ -164,10 +167,11 @@ def backward(
     label_smoothing: float,
     needs_dtarget: bool,
     stats: list[Tensor],
+    inplace: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the logits and, if wanted, of the target, new and contiguous, in the dtypes of those."""
     n_rows, n_cols = logits.shape
-    dlogits = logits.new_empty(n_rows, n_cols)
+    dlogits = logits.detach() if inplace else logits.new_empty(n_rows, n_cols)
     dtarget = target.new_empty(n_rows, n_cols) if needs_dtarget else None
     block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize, n_matrices=2)
     with on_device_of(logits):
@@ -181,6 +185,7 @@ def backward(
             dtarget,
             n_rows,
             n_cols,
+            dlogits.stride(0),
             dloss.stride(0),
             *logits.stride(),
             *target.stride(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
-from .common import exp, finite_or_zero
+from .common import exp, finite_or_zero, reciprocal
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def forward_kernel(
         shift = finite_or_zero(m_new)
         d = d * exp(m - shift) + tl.sum(exp(z - shift[:, None]), 1)
         m = m_new
-    log_d, inverse_d = tl.log(d), 1.0 / d
+    log_d, inverse_d = tl.log(d), reciprocal(d)
     for start in range(0, n_cols, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
         mask = in_range[:, None] & (cols < n_cols)[None, :]

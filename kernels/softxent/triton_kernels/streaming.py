@@ -14,16 +14,16 @@ import triton.language as tl
 from .common import (
     edges,
     exp,
+    exp_for,
     finite_or_zero,
+    first_granule,
     gradient_of_row,
-    granule_of,
     load_factor,
     load_target,
     load_target_weight,
     load_weights,
     loss_of_target,
-    scalar,
-    to_granule,
+    smoothing,
     weighed_gap,
     whole_granules,
 )
@@ -44,7 +44,7 @@ def sums_of_row(
 ):
     """m, rest, sum_j w_j, and sum_j w_j * (m - z_j) of one row; the latter two only if SMOOTHED."""
     UNROLL: tl.constexpr = 4
-    start_ptr, _ = granule_of(row_ptr, GRANULE, False)
+    start_ptr = first_granule(row_ptr, 0, GRANULE)
     group = tl.arange(0, UNROLL)[:, None, None] * (THREADS * VECTOR)
     lane = group + tl.arange(0, THREADS)[None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, :]
     m = tl.full([THREADS], float("-inf"), acc)
@@ -61,7 +61,7 @@ def sums_of_row(
             z = tl.load(start_ptr + at, mask=mask, other=float("-inf")).to(acc)
         m_new = tl.maximum(m, tl.max(tl.max(z, 2), 0))
         shift = finite_or_zero(m_new)
-        e = tl.where(at == target, 0.0, exp(z - shift[None, :, None]))
+        e = tl.where(at == target, 0.0, exp_for(z - shift[None, :, None], row_ptr.dtype.element_ty))
         rest = rest * exp(m - shift) + tl.sum(tl.sum(e, 2), 0)
         if SMOOTHED:
             w = load_weights(weight_ptr, at, mask, acc)
@@ -87,7 +87,7 @@ def gradient(row_ptr, cols, mask, stride_col, target, weight_ptr, m, row_gradien
     """dlogits of columns of a row. row_gradient: as gradient_of_row has it."""
     scale, smooth, at_target = row_gradient
     z = tl.load(row_ptr + cols.to(tl.int64) * stride_col, mask=mask, other=float("-inf")).to(m.dtype)
-    dz = scale * exp(z - m)
+    dz = scale * exp_for(z - m, row_ptr.dtype.element_ty)
     if SMOOTHED:
         dz -= smooth * load_weights(weight_ptr, cols, mask, m.dtype)
     return tl.where(cols == target, at_target, dz)
@@ -110,22 +110,20 @@ def write_block(
     GRANULE: tl.constexpr,
     ODD: tl.constexpr,
 ):
-    """The gradient of the BLOCK columns that follow `start`, counted from the row's first granule."""
+    """The gradient of the BLOCK columns that follow `start`, counted from the row's first whole granule."""
     out: tl.constexpr = out_ptr.dtype.element_ty
-    start_ptr, lead = granule_of(row_ptr, GRANULE, ODD)
-    first, last = whole_granules(n_cols, lead, GRANULE)
+    skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
     at = start + tl.arange(0, BLOCK)
-    whole = (at >= first) & (at < last)
-    shifted_weight_ptr = weight_ptr
+    first_ptr, first_out_ptr = first_granule(row_ptr, skip, GRANULE), first_granule(out_ptr, skip, GRANULE)
+    first_weight_ptr = weight_ptr
     if weight_ptr is not None:
-        shifted_weight_ptr = weight_ptr - lead
-    dz = gradient(
-        start_ptr, at, active & whole, stride_col, target + lead, shifted_weight_ptr, m, row_gradient, SMOOTHED
-    )
-    tl.store(to_granule(out_ptr, lead, GRANULE, ODD) + at, dz.to(out), mask=whole)
+        first_weight_ptr += skip
+    mask = active & (at < whole)
+    dz = gradient(first_ptr, at, mask, stride_col, target - skip, first_weight_ptr, m, row_gradient, SMOOTHED)
+    tl.store(first_out_ptr + at, dz.to(out), mask=at < whole)
     if ODD:
         if start == 0:
-            cols, mine = edges(n_cols, lead, last, GRANULE)
+            cols, mine = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
             ends = gradient(row_ptr, cols, active & mine, 1, target, weight_ptr, m, row_gradient, SMOOTHED)
             tl.store(out_ptr + cols, ends.to(out), mask=mine)
 
@@ -149,11 +147,11 @@ def forward_kernel(
     GRANULE: tl.constexpr,  # the same; or 1, for odd rows too: a load is as wide as Triton finds
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     row = tl.program_id(0).to(tl.int64)
     target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=float("nan")).to(acc)
+    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=0.0).to(acc)
     w_y = load_target_weight(weight_ptr, target, valid, acc)
     width = tl.where(active, n_cols, 0)
     m, rest, total, gap = sums_of_row(
@@ -161,7 +159,7 @@ def forward_kernel(
     )
     log_d, loss = loss_of_target(m, rest, z_y, (1.0 - eps) * w_y)
     if SMOOTHED:
-        loss += (eps / n_cols) * (total * log_d + gap)
+        loss += share * (total * log_d + gap)
     tl.store(loss_ptr + row, tl.where(active, loss, 0.0).to(loss_ptr.dtype.element_ty))
     if stats_ptr is not None:
         tl.store(stats_ptr + row * 3, m)
@@ -192,11 +190,11 @@ def step_kernel(
     ODD: tl.constexpr,
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     row = tl.program_id(0).to(tl.int64)
     target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=float("nan")).to(acc)
+    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=0.0).to(acc)
     w_y = load_target_weight(weight_ptr, target, valid, acc)
     width = tl.where(active, n_cols, 0)
     m, rest, total, gap = sums_of_row(
@@ -204,16 +202,16 @@ def step_kernel(
     )
     log_d, loss = loss_of_target(m, rest, z_y, (1.0 - eps) * w_y)
     if SMOOTHED:
-        loss += (eps / n_cols) * (total * log_d + gap)
+        loss += share * (total * log_d + gap)
     if loss_ptr is not None:
         tl.store(loss_ptr + row, tl.where(active, loss, 0.0).to(loss_ptr.dtype.element_ty))
 
     r = load_factor(None, 0, norm_ptr, row, active, NORMS, acc)
-    row_gradient = gradient_of_row(r, rest, m, z_y, w_y, total, eps, n_cols, active)
+    row_gradient = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
     m = tl.where(active, m, 0.0)
     out_ptr = dlogits_ptr + row * stride_out
     BLOCK: tl.constexpr = 4 * THREADS * VECTOR
-    for start in range(0, n_cols + GRANULE, BLOCK):
+    for start in range(0, n_cols, BLOCK):
         write_block(
             start,
             row_ptr,
@@ -256,17 +254,17 @@ def backward_kernel(
     ODD: tl.constexpr,
 ):
     acc: tl.constexpr = stats_ptr.dtype.element_ty
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     row = tl.program_id(0).to(tl.int64)
     target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=float("nan")).to(acc)
+    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=0.0).to(acc)
     w_y = load_target_weight(weight_ptr, target, valid, acc)
     m = tl.load(stats_ptr + row * 3, mask=active, other=0.0)
     rest = tl.load(stats_ptr + row * 3 + 1, mask=active, other=0.0)
     total = tl.load(stats_ptr + row * 3 + 2, mask=active, other=0.0)
     r = load_factor(dloss_ptr, stride_dloss, norm_ptr, row, active, NORMS, acc)
-    row_gradient = gradient_of_row(r, rest, m, z_y, w_y, total, eps, n_cols, active)
+    row_gradient = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
     write_block(
         tl.program_id(1) * BLOCK,
         row_ptr,

@@ -10,30 +10,76 @@ import triton.language as tl
 from .common import (
     edges,
     exp,
+    exp_for,
     finite_or_zero,
+    first_granule,
     fixed_point,
     from_fixed_point,
     gradient_of_row,
-    granule_of,
     larger_or_nan,
     load_factor,
     load_target,
     load_target_weight,
     load_weights,
     loss_of_target,
-    scalar,
-    to_granule,
+    smoothing,
     weighed_gap,
     whole_granules,
 )
 
 
 @triton.jit
-def column(values, BLOCK_M: tl.constexpr):
-    """[BLOCK_M, 1] from a value a row; one row's value itself."""
+def columns(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPAN: tl.constexpr):
+    """The columns of the tile: [BLOCK_N] of one row; of some [BLOCK_N / SPAN, 1, SPAN], where a span of 128 bytes goes
+    to eight threads, which keep the row's other spans too. What is computed once a row they compute eight times;
+    the 32 threads of a warp, between which Triton would share a row of [BLOCK_M, BLOCK_N], compute it 32 times."""
     if BLOCK_M > 1:
-        values = values[:, None]
+        at = tl.arange(0, BLOCK_N // SPAN)[:, None, None] * SPAN + tl.arange(0, SPAN)[None, None, :]
+    else:
+        at = tl.arange(0, BLOCK_N)
+    return at
+
+
+@triton.jit
+def spread(values, BLOCK_M: tl.constexpr):
+    """A value a row, in the shape of the tile; one row's value itself."""
+    if BLOCK_M > 1:
+        values = values[None, :, None]
     return values
+
+
+@triton.jit
+def sum_row(values, BLOCK_M: tl.constexpr):
+    if BLOCK_M > 1:
+        values = tl.sum(values, 0)
+        return tl.sum(values, 1)
+    else:
+        return tl.sum(values, 0)
+
+
+@triton.jit
+def max_row(values, BLOCK_M: tl.constexpr, NAN: tl.constexpr):
+    """NAN: whether a NaN is the largest."""
+    if NAN:
+        if BLOCK_M > 1:
+            values = tl.reduce(values, 0, larger_or_nan)
+            return tl.reduce(values, 1, larger_or_nan)
+        else:
+            return tl.reduce(values, 0, larger_or_nan)
+    else:
+        if BLOCK_M > 1:
+            return tl.max(tl.max(values, 0), 1)
+        else:
+            return tl.max(values, 0)
+
+
+@triton.jit
+def edge_index(BLOCK_M: tl.constexpr, GRANULE: tl.constexpr):
+    """0 ... 2 * GRANULE - 1, in the shape of a tile: the halves to one thread."""
+    if BLOCK_M > 1:
+        return tl.arange(0, 2)[:, None, None] * GRANULE + tl.arange(0, GRANULE)[None, None, :]
+    else:
+        return tl.arange(0, 2 * GRANULE)
 
 
 @triton.jit
@@ -57,65 +103,64 @@ def step_kernel(
     SMOOTHED: tl.constexpr,  # whether label_smoothing is not 0
     SUMMED: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # a row, from its first granule to its last, fits into it
+    BLOCK_N: tl.constexpr,  # at least n_cols
     GRANULE: tl.constexpr,  # values in 16 bytes; or 1: a load and a store are as wide as Triton finds
     ODD: tl.constexpr,  # whether rows start and end within a granule
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps = scalar(label_smoothing, acc)
+    eps, share = smoothing(label_smoothing, n_cols, acc)
     if GRANULE > 1 and not ODD:  # what Triton has to know to access 16 bytes at once
         stride_row = stride_row // GRANULE * GRANULE
         stride_out = stride_out // GRANULE * GRANULE
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M
     if BLOCK_M > 1:
         rows += tl.arange(0, BLOCK_M)
-    axis: tl.constexpr = 1 if BLOCK_M > 1 else 0  # of a row's columns. One row's sums are scalars, which need no layout
     target, active, valid = load_target(target_ptr, rows, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + rows * stride_row
-    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=float("nan")).to(acc)
+    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=0.0).to(acc)
     w_y = load_target_weight(weight_ptr, target, valid, acc)
 
-    start_ptr, lead = granule_of(row_ptr, GRANULE, ODD)
-    start = column(lead, BLOCK_M)
-    first, last = whole_granules(n_cols, start, GRANULE)
-    at = tl.arange(0, BLOCK_N)
-    mask = column(active, BLOCK_M) & (at >= first) & (at < last)
+    skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
+    start_ptr = spread(first_granule(row_ptr, skip, GRANULE), BLOCK_M)
+    at = columns(BLOCK_M, BLOCK_N, 1024 // logits_ptr.dtype.element_ty.primitive_bitwidth)
+    if ODD:
+        edge = edge_index(BLOCK_M, GRANULE)
+        edge_cols, in_edge = edges(edge, n_cols, spread(skip, BLOCK_M), spread(whole, BLOCK_M), GRANULE)
+        whole = spread(whole, BLOCK_M)
+    mask = spread(active, BLOCK_M) & (at < whole)
     if GRANULE == 1:
-        x = tl.load(column(start_ptr, BLOCK_M) + at.to(tl.int64) * stride_col, mask=mask, other=float("-inf"))
+        x = tl.load(start_ptr + at.to(tl.int64) * stride_col, mask=mask, other=float("-inf"))
     else:
-        x = tl.load(column(start_ptr, BLOCK_M) + at, mask=mask, other=float("-inf"))
-    is_target = at == column(target + lead, BLOCK_M)
+        x = tl.load(start_ptr + at, mask=mask, other=float("-inf"))
+    is_target = at == spread(target - skip, BLOCK_M)
     z = tl.where(is_target, float("-inf"), x.to(acc))  # its own term is left out of the sum, and kept in z_y
     if ODD:
-        edge_cols, in_edge = edges(n_cols, start, last, GRANULE)
-        edge_mask = column(active, BLOCK_M) & in_edge
-        x_edge = tl.load(column(row_ptr, BLOCK_M) + edge_cols, mask=edge_mask, other=float("-inf"))
-        edge_is_target = edge_cols == column(target, BLOCK_M)
-        z_edge = tl.where(edge_is_target, float("-inf"), x_edge.to(acc))
-        runner_up = tl.reduce(z, axis, larger_or_nan)
-        runner_up = larger_or_nan(runner_up, tl.reduce(z_edge, axis, larger_or_nan))
+        edge_mask = spread(active, BLOCK_M) & in_edge & (edge_cols != spread(target, BLOCK_M))
+        x = tl.load(spread(row_ptr, BLOCK_M) + edge_cols, mask=edge_mask, other=float("-inf"))
+        z_edge = x.to(acc)
+        runner_up = larger_or_nan(max_row(z, BLOCK_M, True), max_row(z_edge, BLOCK_M, True))
     else:
-        runner_up = tl.max(z, axis)
+        runner_up = max_row(z, BLOCK_M, False)
     m = tl.where(active, tl.maximum(runner_up, z_y), 0.0)
-    shift = column(finite_or_zero(runner_up), BLOCK_M)
+    shift = spread(finite_or_zero(runner_up), BLOCK_M)
 
     total = tl.zeros((), acc) + n_cols
     if SMOOTHED:
         w = load_weights(weight_ptr, at, mask, acc)
-        total = tl.sum(w, axis)
-        gap = tl.where(is_target, 0.0, weighed_gap(column(m, BLOCK_M), z, w))
-        gap = tl.sum(gap, axis) + weighed_gap(m, z_y, w_y)
-    e = exp(z - shift)
+        total = sum_row(w, BLOCK_M)
+        gap = tl.where(is_target, 0.0, weighed_gap(spread(m, BLOCK_M), z, w))
+        gap = sum_row(gap, BLOCK_M) + weighed_gap(m, z_y, w_y)
+    e = exp_for(z - shift, logits_ptr.dtype.element_ty)
     if ODD:
-        e_edge = exp(z_edge - shift)
-        rest = from_fixed_point(tl.sum(fixed_point(e), axis) + tl.sum(fixed_point(e_edge), axis))
+        e_edge = exp_for(z_edge - shift, logits_ptr.dtype.element_ty)
+        rest = from_fixed_point(sum_row(fixed_point(e), BLOCK_M) + sum_row(fixed_point(e_edge), BLOCK_M))
     else:
-        rest = tl.sum(e, axis)
+        rest = sum_row(e, BLOCK_M)
     over = exp(runner_up - m)
     rest *= over
     log_d, loss = loss_of_target(m, rest, z_y, (1.0 - eps) * w_y)
     if SMOOTHED:
-        loss += (eps / n_cols) * (total * log_d + gap)
+        loss += share * (total * log_d + gap)
     loss = tl.where(active, loss, 0.0)
     if loss_ptr is not None:
         if SUMMED and BLOCK_M > 1:
@@ -126,17 +171,15 @@ def step_kernel(
     if dlogits_ptr is not None:
         out: tl.constexpr = dlogits_ptr.dtype.element_ty
         r = load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS, acc)
-        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, n_cols, active)
-        scale = column(tl.where(active, scale * over, 0.0), BLOCK_M)
-        written = column(rows < n_rows, BLOCK_M) & (at >= first) & (at < last)
+        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
+        scale = spread(tl.where(active, scale * over, 0.0), BLOCK_M)
         out_ptr = dlogits_ptr + rows * stride_out
-        start_ptr = to_granule(out_ptr, lead, GRANULE, ODD)
+        written = spread(rows < n_rows, BLOCK_M)
         dz = scale * e
         if SMOOTHED:
-            dz -= column(smooth, BLOCK_M) * load_weights(weight_ptr, at, mask, acc)
-        tl.store(column(start_ptr, BLOCK_M) + at, dz.to(out), mask=written)
+            dz -= spread(smooth, BLOCK_M) * load_weights(weight_ptr, at, mask, acc)
+        tl.store(spread(first_granule(out_ptr, skip, GRANULE), BLOCK_M) + at, dz.to(out), mask=written & (at < whole))
         if ODD:
-            written = column(rows < n_rows, BLOCK_M) & in_edge
-            tl.store(column(out_ptr, BLOCK_M) + edge_cols, (scale * e_edge).to(out), mask=written)
+            tl.store(spread(out_ptr, BLOCK_M) + edge_cols, (scale * e_edge).to(out), mask=written & in_edge)
         tl.debug_barrier()  # the target's value goes over what another thread may have written there
         tl.store(out_ptr + target, at_target.to(out), mask=valid)

@@ -1,0 +1,163 @@
+"""inplace=True: the gradient goes over the logits, and what would then be wrong raises."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from softxent import fused_softmax_xent
+
+CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
+    "few": ((300, 10), torch.float32, {}),
+    "tiny": ((20, 10), torch.bfloat16, {"label_smoothing": 0.1}),
+    "rows": ((20, 100), torch.float32, {"label_smoothing": 0.1, "weight": True}),
+    "odd": ((5, 1001), torch.bfloat16, {"weight": True}),
+    "sum": ((5, 1001), torch.float64, {"reduction": "sum"}),
+    "none": ((5, 1000), torch.float32, {"reduction": "none"}),
+    "float16": ((5, 1001), torch.float16, {}),
+    "packed": ((2, 40001), torch.bfloat16, {}),
+    "streamed": ((2, 40001), torch.float32, {"label_smoothing": 0.1}),
+    "probabilities": ((5, 1001), torch.float32, {"label_smoothing": 0.1, "soft": True}),
+}
+
+
+def gradient(case: str, device: torch.device, inplace: bool, stride: int = 0, dloss: float = 1.0) -> Any:
+    """The gradient that arrives upstream; the memory that the logits were in, all of it; and what it was before."""
+    (n_rows, n_cols), dtype, options = CASES[case]
+    options = dict(options)
+    generator = torch.Generator().manual_seed(n_cols)
+    memory = torch.randn(n_rows, stride or n_cols, generator=generator).mul(3).to(device, dtype)
+    target = torch.randint(n_cols, (n_rows,), generator=generator).to(device)
+    target[1] = -100
+    if options.pop("soft", False):
+        target = torch.rand(n_rows, n_cols, generator=generator).to(device)
+    if options.pop("weight", False):
+        options["weight"] = torch.rand(n_cols, generator=generator).to(device, dtype)
+    before = memory.clone()
+    leaf = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
+    arrived: list[Tensor] = []
+    logits = memory.detach()[:, :n_cols] if stride else memory.detach()
+    logits = Through.apply(logits, leaf)
+    logits.register_hook(arrived.append)
+    loss = fused_softmax_xent(logits, target, inplace=inplace, **options)
+    loss.backward(torch.full_like(loss, dloss))
+    return arrived[0], memory, before
+
+
+class Through(torch.autograd.Function):
+    """Its first argument as the result of an operation: what an upstream layer gives."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, leaf: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor]:
+        return None, grad_outputs[0].sum()
+
+
+@pytest.mark.parametrize("dloss", [1.0, 0.37])
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_gradient_where_the_logits_were(path: str, device: torch.device, case: str, dloss: float) -> None:
+    (_, n_cols), _, _ = CASES[case]
+    expected, memory, before = gradient(case, device, inplace=False, dloss=dloss)
+    assert torch.equal(memory, before)
+    arrived, memory, _ = gradient(case, device, inplace=True, dloss=dloss)
+    assert torch.equal(arrived, expected)
+    assert arrived.data_ptr() == memory.data_ptr() and torch.equal(memory, expected)
+    arrived, memory, before = gradient(case, device, inplace=True, stride=n_cols + 3, dloss=dloss)
+    assert arrived.data_ptr() == memory.data_ptr() and torch.equal(memory[:, n_cols:], before[:, n_cols:])
+    torch.testing.assert_close(arrived, gradient(case, device, inplace=False, stride=n_cols + 3, dloss=dloss)[0])
+
+
+def logits_and_target(device: torch.device) -> tuple[Tensor, Tensor]:
+    leaf = torch.randn(4, 10, device=device, requires_grad=True)
+    return leaf * 2, torch.tensor([1, 2, -100, 3], device=device)
+
+
+def test_logits_are_left_alone_where_no_gradient_is_asked_for(path: str, device: torch.device) -> None:
+    logits, target = logits_and_target(device)
+    before = logits.detach().clone()
+    with torch.no_grad():
+        fused_softmax_xent(logits, target, inplace=True)
+    fused_softmax_xent(logits.detach(), target, inplace=True)
+    assert torch.equal(logits, before)
+
+
+def test_a_second_backward_pass_raises(path: str, device: torch.device) -> None:
+    for options in ({}, {"reduction": "none"}):
+        logits, target = logits_and_target(device)
+        loss = fused_softmax_xent(logits, target, inplace=True, **options).sum()  # type: ignore[arg-type]
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="second backward pass after inplace"):
+            loss.backward()
+    logits, target = logits_and_target(device)
+    loss = fused_softmax_xent(logits, torch.rand(4, 10, device=device), inplace=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward pass after inplace"):
+        loss.backward()
+
+
+def test_a_recorded_backward_pass_raises(path: str, device: torch.device) -> None:
+    for target in (logits_and_target(device)[1], torch.rand(4, 10, device=device)):
+        logits, _ = logits_and_target(device)
+        loss = fused_softmax_xent(logits, target, inplace=True)
+        with pytest.raises(RuntimeError, match="recorded"):
+            torch.autograd.grad(loss, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}], ids=str)
+def test_autograd_sees_that_the_logits_changed(path: str, device: torch.device, options: dict[str, Any]) -> None:
+    """exp keeps its result for its own backward pass."""
+    leaf = torch.randn(4, 10, device=device, requires_grad=True)
+    loss = fused_softmax_xent(leaf.exp(), logits_and_target(device)[1], inplace=True, **options).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "a leaf": (lambda z: z, "leaf"),
+    "a view of a leaf": (lambda z: z[:, 1:], "leaf"),
+    "classes apart": (lambda z: (z * 2).t().contiguous().t(), "strides"),
+    "rows that overlap": (lambda z: (z * 2)[:1].expand(4, 10), "strides"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_written_over_is_refused(path: str, device: torch.device, case: str) -> None:
+    make, message = REFUSED[case]
+    logits = make(torch.randn(4, 10, device=device, requires_grad=True))
+    before = logits.detach().clone()
+    with pytest.raises(RuntimeError, match=message):
+        fused_softmax_xent(logits, logits_and_target(device)[1], inplace=True)
+    assert torch.equal(logits, before)
+
+
+def test_transforms_and_a_weight_with_a_gradient_are_refused(path: str, device: torch.device) -> None:
+    logits, target = logits_and_target(device)
+    with pytest.raises(RuntimeError, match="transforms"):
+        torch.func.grad(lambda z: fused_softmax_xent(z * 2, target, inplace=True))(logits)
+    soft, weight = torch.rand(4, 10, device=device), torch.ones(10, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="weight"):
+        fused_softmax_xent(logits, soft, weight, inplace=True)
+
+
+def test_torch_compile_is_refused(path: str, device: torch.device) -> None:
+    def loss(leaf: Tensor, target: Tensor) -> Tensor:
+        return fused_softmax_xent(leaf * 2, target, inplace=True)
+
+    leaf, target = torch.randn(4, 10, device=device, requires_grad=True), logits_and_target(device)[1]
+    with pytest.raises(Exception, match="leave it out there"):
+        torch.compile(loss, backend="eager", fullgraph=True)(leaf, target)
+
+
+def test_logits_that_have_to_be_copied_are_not_written(path: str, device: torch.device) -> None:
+    leaf = torch.randn(2, 10, 7, device=device, requires_grad=True)
+    logits, target = leaf * 2, torch.zeros(2, 7, dtype=torch.int64, device=device)
+    before = logits.detach().clone()
+    fused_softmax_xent(logits, target, inplace=True).backward()
+    assert torch.equal(logits, before)
+    expected = torch.autograd.grad(fused_softmax_xent(leaf * 2, target), leaf)[0]
+    torch.testing.assert_close(leaf.grad, expected)
