@@ -11,10 +11,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint matrix clean
+.PHONY: help train test bench lint matrix codegen clean
 
 help:
-	@echo "make train | test | bench | lint | matrix | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | matrix | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -36,6 +36,12 @@ lint: $(INSTALLED)
 # The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
+
+# What the compiler makes of every launch choice, for each GPU that users have. Minutes; then read `git diff`.
+codegen: $(INSTALLED)
+	$(RUN) bench/codegen.py > bench/results/codegen-triton-3.7.md
+	sh tools/triton_env.sh 3.9.0
+	.venv-triton-3.9.0/bin/python bench/codegen.py > bench/results/codegen-triton-3.9.md
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache

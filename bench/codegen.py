@@ -48,7 +48,7 @@ BRIEF = {
 }
 
 
-def cases(brief: bool) -> Iterator[Case]:
+def cases(brief: bool, clusters: bool) -> Iterator[Case]:
     """Rows that fill their tile, and that lie in granules of 16 bytes; and odd ones."""
     from softxent import launch
 
@@ -64,6 +64,8 @@ def cases(brief: bool) -> Iterator[Case]:
                 yield Case(dtype, n_cols, SMOOTHED)
             if n_cols > 65536 or (not brief and dtype != "bfloat16"):
                 yield Case(dtype, n_cols, {"reduction": "none"})
+            if n_cols > 65536 and size < 8 and clusters:
+                yield Case(dtype, n_cols, {"cluster": True})
             if n_cols in few:
                 yield Case(dtype, n_cols, {"n_rows": 256})
             if n_cols == 1000 or (not brief and n_cols in (10, 50257)):
@@ -74,8 +76,10 @@ def cases(brief: bool) -> Iterator[Case]:
 def run(case: Case) -> None:
     """A step of the case, with tensors of zeros, whose kernels are compiled and not run."""
     import softxent
+    from softxent import launch
 
     options = dict(case.options)
+    launch.CLUSTERS = options.pop("cluster", False)
     dtype, op = getattr(torch, case.dtype), options.pop("op", None)
     n_rows = options.pop("n_rows", 600)
     logits = torch.zeros(n_rows, case.n_cols, dtype=dtype, requires_grad=True)
@@ -96,7 +100,10 @@ def measure(target: str, brief: bool) -> Iterator[dict[str, Any]]:
 
     backend, arch = target.split(":")
     with Offline(backend, int(arch) if arch.isdigit() else arch) as compiled:
-        for case in cases(brief):
+        import triton
+
+        new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+        for case in cases(brief, new and backend == "cuda" and int(arch) >= 90):
             run(case)
             for kernel in compiled:
                 row = {"target": target, "dtype": case.dtype, "n_cols": case.n_cols, "options": str(case)}
@@ -120,7 +127,7 @@ def per_value(row: dict[str, Any]) -> float | None:
     if module == "few_classes":
         return float(row["instructions"] * threads / (constants["ROWS"] * n_cols))
     if module == "whole_row":
-        return float(row["instructions"] * threads / (constants["BLOCK_M"] * n_cols))
+        return float(row["instructions"] * threads * constants["num_ctas"] / (constants["BLOCK_M"] * n_cols))
     if module == "packed_row":
         return float(row["instructions"] * threads / n_cols)
     if row["kernel"] == "streaming.backward_kernel":

@@ -37,6 +37,11 @@ PACKED = (65536, 1, 16)
 # odd rows on devices whose compiler needs a few registers more.
 SPILLS = 16384  # columns that do not
 
+# Rows that no program holds, held by the programs of a cluster, which reduce through each other's shared memory, by
+# itemsize: columns and programs. Triton >= 3.8 compiles it for Hopper and Blackwell. It has never been run: off.
+CLUSTERS = False
+CLUSTER = {2: ((131072, 4), (262144, 8)), 4: ((65536, 4), (131072, 8), (262144, 8))}
+
 BY_VALUE = 4096  # columns: wider rows that are accessed value by value are streamed
 
 STREAM = {2: (8, 8192), 4: (8, 4096), 8: (8, 2048)}  # by itemsize: warps, columns at a time
@@ -66,7 +71,8 @@ class Whole(NamedTuple):
     block_n: int  # columns, a power of two
     num_warps: int
     access: Access
-    packed: bool  # whether 16-bit values stay packed, without label smoothing
+    packed: bool = False  # whether 16-bit values stay packed, without label smoothing
+    num_ctas: int = 1  # programs of a cluster, which hold a row together
 
 
 # For kernels that walk their rows: values in a tile, by the largest n_cols and by the bytes of the dtype that they are
@@ -123,9 +129,16 @@ def whole(
     spills |= how.odd and (amd or (blackwell and itemsize == 4))
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n and not (spills and block_n > SPILLS):
-            return Whole(block_m, block_n, num_warps, how, False)
+            return Whole(block_m, block_n, num_warps, how)
     packs = itemsize == 2 and not smoothed and how.granule > 1 and not amd and not (blackwell and how.odd)
-    return Whole(PACKED[1], PACKED[0], PACKED[2], how, True) if packs and n_cols <= PACKED[0] else None
+    if packs and n_cols <= PACKED[0]:
+        return Whole(PACKED[1], PACKED[0], PACKED[2], how, packed=True)
+    if CLUSTERS and not spills and itemsize < 8 and device.arch >= 90:
+        for block_n, num_ctas in CLUSTER[itemsize]:
+            fits = not (how.odd and itemsize == 4) or block_n // num_ctas <= SPILLS
+            if n_cols <= block_n and fits:
+                return Whole(1, block_n, WHOLE[4][-1][2], how, num_ctas=num_ctas)
+    return None
 
 
 def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int) -> int:

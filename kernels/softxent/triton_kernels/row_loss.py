@@ -214,7 +214,9 @@ def _step(
                 BLOCK_N=tile.block_n,
                 GRANULE=granule,
                 ODD=odd,
+                CLUSTER=tile.num_ctas > 1,
                 num_warps=tile.num_warps,
+                num_ctas=tile.num_ctas,
                 **common,
             )
     return loss if loss is None or not summed else loss[:programs]

@@ -106,6 +106,7 @@ def step_kernel(
     BLOCK_N: tl.constexpr,  # at least n_cols
     GRANULE: tl.constexpr,  # values in 16 bytes; or 1: a load and a store are as wide as Triton finds
     ODD: tl.constexpr,  # whether rows start and end within a granule
+    CLUSTER: tl.constexpr,  # whether several programs hold the row: a barrier within one does not order their stores
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     eps, share = smoothing(label_smoothing, n_cols, acc)
@@ -178,8 +179,14 @@ def step_kernel(
         dz = scale * e
         if SMOOTHED:
             dz -= spread(smooth, BLOCK_M) * load_weights(weight_ptr, at, mask, acc)
+        if CLUSTER:
+            dz = tl.where(is_target, spread(at_target, BLOCK_M), dz)
         tl.store(spread(first_granule(out_ptr, skip, GRANULE), BLOCK_M) + at, dz.to(out), mask=written & (at < whole))
         if ODD:
-            tl.store(spread(out_ptr, BLOCK_M) + edge_cols, (scale * e_edge).to(out), mask=written & in_edge)
-        tl.debug_barrier()  # the target's value goes over what another thread may have written there
-        tl.store(out_ptr + target, at_target.to(out), mask=valid)
+            dz = scale * e_edge
+            if CLUSTER:
+                dz = tl.where(edge_cols == spread(target, BLOCK_M), spread(at_target, BLOCK_M), dz)
+            tl.store(spread(out_ptr, BLOCK_M) + edge_cols, dz.to(out), mask=written & in_edge)
+        if not CLUSTER:
+            tl.debug_barrier()  # the target's value goes over what another thread may have written there
+            tl.store(out_ptr + target, at_target.to(out), mask=valid)

@@ -1,0 +1,44 @@
+"""Rows held by a cluster of programs, which is off by default: its arithmetic, and what it moves."""
+
+import pytest
+import torch
+
+from bench.traffic import counted, step
+from softxent import fused_softmax_xent, launch
+from test_functional import check, make
+
+pytestmark = pytest.mark.parametrize("path", ["kernels"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "CLUSTERS", True)
+
+
+@pytest.mark.parametrize("n_cols", [70001, 70008, 131072])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_loss_and_gradient(path: str, device: torch.device, n_cols: int, dtype: torch.dtype) -> None:
+    check(*make(2, n_cols, dtype, device), reduction="mean")
+    check(*make(2, n_cols, dtype, device), reduction="none")
+
+
+@pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
+def test_the_logits_are_read_once(path: str, device: torch.device) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, target = make(2, 70001, dtype, device)
+        with counted() as launches:
+            step(fused_softmax_xent, logits.requires_grad_(), target)
+        (rows,) = (launch for launch in launches if launch.kernel == "step_kernel")
+        size = logits.numel() * logits.itemsize
+        assert rows.loaded["logits_ptr"] <= size + 64 and rows.stored["dlogits_ptr"] <= size + 64
+
+
+def test_only_where_they_compile_without_spills(path: str) -> None:
+    hopper, ampere, amd = launch.Device(32, 90), launch.Device(32, 80), launch.Device(64, 0)
+    for n_cols, itemsize, ctas in ((70000, 2, 4), (70001, 2, 4), (262144, 2, 8), (65536, 4, 4), (262144, 4, 8)):
+        tile = launch.whole(n_cols, n_cols, 1, itemsize, 0, False, False, hopper)
+        assert tile is not None and tile.num_ctas == ctas and tile.block_n // ctas <= 32768
+        for device in (ampere, amd):
+            assert launch.whole(n_cols, n_cols, 1, itemsize, 0, False, False, device) is None
+    assert launch.whole(262141, 262141, 1, 4, 0, False, False, hopper) is None
+    assert launch.whole(131072, 131072, 1, 4, 0, True, False, hopper) is None
