@@ -2,8 +2,8 @@
 
 The kernels run in Triton's interpreter, where each active lane of a load or store is counted, as often as it happens;
 nothing is timed, and no GPU is needed. Of eager PyTorch the inputs and outputs of each operation are counted, once
-each, which is the least that its kernels can move. A step must read the logits once and write their gradient once: 2.0.
-
+each, which is the least that its kernels can move. Liger's kernels are counted as ours, where they are installed (pip
+install --no-deps liger-kernel). A step must read the logits once and write their gradient once: 2.0.
 """
 
 import contextlib
@@ -109,8 +109,9 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def step(op: Callable[..., Tensor], logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    loss = op(logits, target, **options)
+def step(op: Callable[..., Any], logits: Tensor, target: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    loss = op(logits, target, *arguments, **options)
+    loss = loss[0] if isinstance(loss, tuple) else loss
     (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
     return gradient
 
@@ -136,6 +137,23 @@ def in_multiples(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -
     return loaded / size, stored / size, eager.bytes / size
 
 
+def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str) -> str:
+    """B of a step by Liger's kernels, which write the gradient over the logits."""
+    try:
+        from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+    except ImportError:
+        return "not installed"
+    logits, target = example(n_rows, n_cols, dtype)
+    copy = logits * 1
+    with counted() as launches:
+        step(LigerCrossEntropyFunction.apply, copy, target, None, -100, 0.0, 0.0, reduction)
+    matrix = ("X_ptr", "dX_ptr")  # the names of its arguments
+    total = sum(
+        moved.get(name, 0) for launch in launches for moved in (launch.loaded, launch.stored) for name in matrix
+    )
+    return f"{total / (logits.numel() * logits.itemsize):.2f}"
+
+
 def main() -> None:
     import triton
 
@@ -145,8 +163,10 @@ def main() -> None:
     interpreter.install()
     dispatch.INTERPRET = True
     print(f"torch {torch.__version__}, triton {triton.__version__}, in Triton's interpreter\n")
-    print("| n_rows x n_cols | dtype | reduction | kernels | logits read | gradient written | step | eager PyTorch |")
-    print("|---|---|---|---|---:|---:|---:|---:|")
+    print(
+        "| n_rows x n_cols | dtype | reduction | kernels | logits read | gradient written | step | eager PyTorch | Liger |"
+    )
+    print("|---|---|---|---|---:|---:|---:|---:|---:|")
     from softxent import fused_softmax_xent
 
     shapes = ((256, 10), (1024, 10), (512, 100), (64, 1000), (8, 32000))
@@ -160,7 +180,8 @@ def main() -> None:
                 names = [launch.kernel.removesuffix("_kernel") for launch in launches]
                 print(
                     f"| {n_rows} x {n_cols} | {str(dtype).removeprefix('torch.')} | {reduction} | {', '.join(names)} "
-                    f"| {loaded:.2f} | {stored:.2f} | {loaded + stored:.2f} | {eager:.2f} |",
+                    f"| {loaded:.2f} | {stored:.2f} | {loaded + stored:.2f} | {eager:.2f} "
+                    f"| {liger(n_rows, n_cols, dtype, reduction)} |",
                     flush=True,
                 )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..normalizer import normalizer
 
 CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
-FEW = 32  # classes: up to here the scratch is transposed, since torch is slow along a row of ten
+FEW = 64  # classes
 
 
 def forward(
@@ -119,27 +119,19 @@ def _in_chunks(
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
     w = None if weight is None else weight.to(acc)
-    if n_cols > FEW and dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr():
-        torch.softmax(logits, 1, out=dlogits)
-        return _rows(dlogits, 1, logits, y, ignored, w, eps, dlogits, scale)
-    step = min(n_rows, max(1, CHUNK // n_cols))
-    scratch = logits.new_empty(_padded(step) * n_cols, dtype=acc)
+    if dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr():
+        step, scratch = n_rows, dlogits
+    else:
+        step = min(n_rows, max(1, CHUNK // n_cols))
+        scratch = logits.new_empty(step, n_cols, dtype=acc)
+    if n_rows <= step:
+        return _rows(logits, y, ignored, w, eps, dlogits, scale, scratch)
     losses = []
     for start in range(0, n_rows, step):
-        n = min(step, n_rows - start)
-        part = slice(start, start + n)
+        part = slice(start, start + step)
         z = logits[part]
-        if n_cols > FEW:
-            p = scratch[: n * n_cols].view(n, n_cols).copy_(z)
-        else:
-            p = scratch[: _padded(n) * n_cols].view(n_cols, -1)
-            p[:, :n] = z.t()
-            p[:, n:] = 0
-        dim = int(n_cols > FEW)
         losses.append(
             _rows(
-                torch.softmax(p, dim, out=p),
-                dim,
                 z,
                 y[part],
                 None if ignored is None else ignored[part],
@@ -147,19 +139,13 @@ def _in_chunks(
                 eps,
                 None if dlogits is None else dlogits[part],
                 scale[part] if isinstance(scale, Tensor) and scale.dim() else scale,
+                scratch[: len(z)],
             )
         )
-    return losses[0] if len(losses) == 1 else torch.cat(losses)
-
-
-def _padded(n_rows: int) -> int:
-    """Rows that fill whole vectors: torch adds up the columns at a ragged end in another order."""
-    return -(-n_rows // 32) * 32
+    return torch.cat(losses)
 
 
 def _rows(
-    p: Tensor,  # softmax of the logits with its classes along `dim`, dlogits itself or scratch, perhaps for more rows
-    dim: int,
     logits: Tensor,
     y: Tensor,
     ignored: Tensor | None,
@@ -167,48 +153,46 @@ def _rows(
     eps: float,
     dlogits: Tensor | None,
     scale: Tensor | float | None,
+    p: Tensor,  # scratch in the dtype of the computation, or dlogits itself
 ) -> Tensor:
-    """The loss [n_rows], unscaled; the gradient times `scale` in `dlogits`. p is overwritten."""
-    n_rows, n_cols = logits.shape
-    more = p.shape[1 - dim] - n_rows
-    index = _across(y, dim, more)
-    p_y = p.gather(dim, index)
-    miss = sum_along(p.scatter_(dim, index, 0), dim)
+    n_cols = logits.shape[1]
+    torch.softmax(logits if logits.dtype == p.dtype else p.copy_(logits), 1, out=p)
+    y = y[:, None]
+    p_y = p.gather(1, y)
+    miss = sum_rows(p.scatter_(1, y, 0))
     loss = _minus_log(p_y, miss, logits, y)
-    w_y = None if w is None else w[index]
+    w_y = None if w is None else w[y]
     if w_y is not None:
         loss = torch.where(w_y == 0, miss * 0, loss * w_y)  # miss * 0: still NaN where there is no softmax
     if eps:
-        smooth = _across(_minus_log_sum(logits, w, p.dtype) * (eps / n_cols), dim, more)
+        smooth = _minus_log_sum(logits, w, p.dtype) * (eps / n_cols)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
     if ignored is not None:
-        loss.masked_fill_(_across(ignored, dim, more), 0)
-    loss = loss.flatten()[:n_rows]
+        loss.masked_fill_(ignored[:, None], 0)
     if dlogits is None:
-        return loss
-    factor: Tensor | float = 1.0
-    if dim:
-        factor = (p_y + miss).reciprocal_()  # torch's softmax of a long row sums to 1 only to some 50 ulp
+        return loss[:, 0]
+    # torch's softmax of a long row sums to 1 only to some 50 roundings.
+    factor: Tensor | float = 1.0 if n_cols <= FEW else (p_y + miss).reciprocal_()
     if eps:
         share, hard = eps / n_cols, (1 - eps) * (1 if w_y is None else w_y)
         total = n_cols if w is None else w.sum()
         at_target = factor * (p_y * (share * total) - miss * hard) - share * (1 if w_y is None else w_y)
         p.mul_(factor * (hard + share * total))  # a
-        p.sub_(share if w is None else (share * w).unsqueeze(1 - dim))
-        p.scatter_(dim, index, at_target)
+        p.sub_(share if w is None else share * w)
+        p.scatter_(1, y, at_target)
         factor = 1.0
     else:
-        p.scatter_(dim, index, miss.neg_())
+        p.scatter_(1, y, miss.neg_())
         factor = factor if w_y is None else factor * w_y
     if scale is not None:
-        factor = factor * (_across(scale, dim, more) if isinstance(scale, Tensor) and scale.dim() else scale)
+        factor = factor * (scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale)
     if isinstance(factor, Tensor) or factor != 1:
         p.mul_(factor)
     if ignored is not None:
-        p.masked_fill_(_across(ignored, dim, more), 0)
+        p.masked_fill_(ignored[:, None], 0)
     if p is not dlogits:
-        dlogits.copy_(p if dim else p[:, :n_rows].t())
-    return loss
+        dlogits.copy_(p)
+    return loss[:, 0]
 
 
 def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
@@ -229,34 +213,27 @@ def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Te
 
 
 def _minus_log(p_y: Tensor, miss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
+    """-log p_y [n_rows, 1]: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
     largest = -math.log(8 * torch.finfo(p_y.dtype).tiny)
     loss = (miss / p_y).log1p_()
     if not loss.max().item() < largest:  # NaN comes here too, and leaves as NaN
-        rows = (~(loss < largest)).flatten().nonzero()[:, 0]
-        z, y = logits[rows].to(p_y.dtype), y[rows, None]
+        rows = (~(loss < largest))[:, 0]
+        z, y = logits[rows].to(p_y.dtype), y[rows]
         m = z.amax(1, keepdim=True)
-        loss.view(-1)[rows] = ((m - z.gather(1, y)) + sum_along((z - m).exp_()).log_())[:, 0]
+        loss[rows] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
     return loss
 
 
 def _minus_log_sum(logits: Tensor, w: Tensor | None, acc: torch.dtype) -> Tensor:
-    """sum_j w_j * -log p_j [n_rows]; a class of weight 0 is left out, whatever its logit."""
+    """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
     sums = []
     for z in logits.split(max(1, CHUNK // logits.shape[1])):
         log_p = torch.log_softmax(z.to(acc), 1)
-        sums.append(sum_along(log_p if w is None else torch.where(w == 0, 0, log_p * w))[:, 0])
+        sums.append(sum_rows(log_p if w is None else torch.where(w == 0, 0, log_p * w)))
     return torch.cat(sums).neg_()
 
 
-def sum_along(values: Tensor, dim: int = 1) -> Tensor:
-    """The sum along `dim`, which stays. One row alone is summed as two are: torch would split it among the threads, and
-    a row's bits would depend on its batch."""
-    if dim == 0 or len(values) > 1:
-        return values.sum(dim, keepdim=True)
-    return values.expand(2, -1).sum(1, keepdim=True)[:1]
-
-
-def _across(values: Tensor, dim: int, more: int) -> Tensor:
-    """A value for each row [n_rows], 0 for `more` rows, in the shape of a sum along `dim`."""
-    return (torch.nn.functional.pad(values, (0, more)) if more else values).unsqueeze(dim)
+def sum_rows(values: Tensor) -> Tensor:
+    """Of each row [n_rows, 1]. One row alone is summed as two are: torch would split it among the threads, and a row's
+    bits would depend on its batch."""
+    return values.sum(1, keepdim=True) if len(values) > 1 else values.expand(2, -1).sum(1, keepdim=True)[:1]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .row_loss import sum_along
+from .row_loss import sum_rows
 
 CHUNK = 1 << 19  # values of log p at a time
 
@@ -26,7 +26,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of each row [n_rows], in float32 or float64. `backward` needs nothing more."""
     losses = [
-        sum_along(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
+        sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
         for _, log_p, c in _chunks(logits, target, weight, label_smoothing)
     ]
     return torch.cat(losses), []
@@ -49,7 +49,7 @@ def backward(
         if dtarget is not None:
             w = 1 if weight is None else weight.to(log_p.dtype)
             dtarget[rows] = log_p * w * (label_smoothing - 1) * dloss[rows, None]
-        a = sum_along(c)
+        a = sum_rows(c)
         dlogits[rows] = log_p.exp_().mul_(a).sub_(c).mul_(dloss[rows, None])
     return dlogits, dtarget
 
