@@ -105,6 +105,7 @@ def test_ignored_rows_are_not_read(path: str, shape: tuple[int, int]) -> None:
     [
         ((256, 10), torch.float32, {}, 2),
         ((256, 10), torch.bfloat16, {"label_smoothing": 0.1, "weight": True}, 2),
+        ((256, 10), torch.float16, {}, 2),
         ((1000, 10), torch.float32, {}, 4),
         ((1000, 10), torch.float32, {"reduction": "sum"}, 3),
         ((20, 1000), torch.bfloat16, {}, 4),

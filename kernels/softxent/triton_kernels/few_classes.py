@@ -186,7 +186,8 @@ def one_launch_kernel(
     logits_ptr,  # [n_rows, N_COLS]
     target_ptr,  # [n_rows] int
     weight_ptr,  # [N_COLS], or None: all 1
-    loss_ptr,  # [] out
+    dloss_ptr,  # [], or None: 1
+    loss_ptr,  # [] out, or None
     dlogits_ptr,  # [n_rows, N_COLS] out, rows contiguous, perhaps the logits; or None
     n_rows,
     stride_row,
@@ -211,11 +212,14 @@ def one_launch_kernel(
             target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
             n += tl.sum(tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0), 0)
         n += nan_unless(n != 0.0, acc)
+    factor = divide(1.0, n)
+    if dloss_ptr is not None:
+        factor = divide(tl.load(dloss_ptr).to(acc), n)
     loss = tl.zeros([ROWS], acc)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
         target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
-        r = tl.where(active, divide(1.0, n), 0.0)
+        r = tl.where(active, factor, 0.0)
         loss += rows_step(
             rows,
             target,
@@ -236,4 +240,5 @@ def one_launch_kernel(
             ROWS,
             WIDTH,
         )
-    tl.store(loss_ptr, divide(tl.sum(loss, 0), n).to(loss_ptr.dtype.element_ty))
+    if loss_ptr is not None:
+        tl.store(loss_ptr, divide(tl.sum(loss, 0), n).to(loss_ptr.dtype.element_ty))

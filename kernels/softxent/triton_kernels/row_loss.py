@@ -42,9 +42,9 @@ def forward(
     dlogits = _gradient_like(logits, inplace) if now else None
     options = ignore_index, label_smoothing
     with on_device_of(logits):
-        if n_cols <= launch.FEW and n_rows <= launch.ONE_LAUNCH and reduction != "none":
+        if _is_tiny(logits, reduction):
             loss = logits.new_empty((), dtype=dtype)
-            _one_launch(logits, target, weight, *options, reduction, loss, dlogits)
+            _one_launch(logits, target, weight, None, *options, reduction, loss, dlogits)
             return loss, [dlogits, None, None]
         norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc) if reduction == "mean" else None
         loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
@@ -78,11 +78,13 @@ def backward(
     options = ignore_index, label_smoothing
     with on_device_of(logits):
         if dlogits is None:
-            if reduction == "mean" and norm is None:
-                norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
             factor = None if _in_forward(logits, reduction) else dloss
             dlogits = _gradient_like(logits, inplace)
-            if factor is not None and _streams(logits, weight, label_smoothing):
+            if reduction == "mean" and norm is None and not _is_tiny(logits, reduction):
+                norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
+            if _is_tiny(logits, reduction):
+                _one_launch(logits, target, weight, factor, *options, reduction, None, dlogits)
+            elif factor is not None and _streams(logits, weight, label_smoothing):
                 assert stats is not None
                 _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
             elif _streams(logits, weight, label_smoothing):
@@ -97,6 +99,10 @@ def backward(
 def keeps_stats(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
     """Whether `forward` with reduction="none" keeps numbers of each row for `backward`."""
     return _streams(logits, weight, label_smoothing)
+
+
+def _is_tiny(logits: Tensor, reduction: str) -> bool:
+    return logits.shape[1] <= launch.FEW and logits.shape[0] <= launch.ONE_LAUNCH and reduction != "none"
 
 
 def _in_forward(logits: Tensor, reduction: str) -> bool:
@@ -226,16 +232,18 @@ def _one_launch(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    dloss: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
-    loss: Tensor,
+    loss: Tensor | None,
     dlogits: Tensor | None,
 ) -> None:
     few_classes.one_launch_kernel[(1,)](
         logits,
         target,
         weight,
+        dloss,
         loss,
         dlogits,
         len(logits),
