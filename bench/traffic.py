@@ -88,6 +88,8 @@ class Operations(TorchDispatchMode):
         *("expand", "promote_types"),
     )
 
+    HARDLY_READ = ("nll_loss_forward", 0), ("nll_loss_backward", 1)  # of which argument a value a row is read, or none
+
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -104,7 +106,8 @@ class Operations(TorchDispatchMode):
             "_local_scalar_dense",
         ):
             self.names.append(name)
-            tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            read = [x for i, x in enumerate(args) if (name, i) not in self.HARDLY_READ]
+            tensors = [x for x in torch.utils._pytree.tree_leaves((read, kwargs, out)) if isinstance(x, Tensor)]
             self.bytes += sum({x.data_ptr(): x.numel() * x.itemsize for x in tensors}.values())
         return out
 
