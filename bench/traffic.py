@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
@@ -66,6 +66,8 @@ def counted() -> Iterator[list[Launch]]:
         for name, value in (*zip(self.arg_names, args, strict=False), *kwargs.items()):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
+                if any(low == storage.data_ptr() for _, low, _ in regions):  # written in place
+                    continue
                 regions.append((name, storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         with _disable_current_modes():  # the interpreter works with torch itself
             return call(self, *args, **kwargs)
@@ -94,10 +96,13 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
         self.bytes = 0
+        self.allocated = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name.startswith(("empty", "new_empty")):
+            self.allocated += out.untyped_storage().nbytes()
         if not name.startswith(self.WITHOUT_WORK) and name not in (
             "t",
             "transpose",
@@ -125,19 +130,36 @@ def example(n_rows: int, n_cols: int, dtype: torch.dtype, stride: int | None = N
     return logits.requires_grad_(), torch.randint(n_cols, (n_rows,), generator=generator)
 
 
-def in_multiples(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> tuple[float, float, float]:
-    """B of a step by softxent's kernels: logits loaded, gradient stored; and by eager PyTorch, all of it."""
+class Moved(NamedTuple):
+    """A step by softxent's kernels. Multiples of B."""
+
+    kernels: list[str]
+    loaded: float  # logits, and their gradient
+    stored: float  # gradient
+    allocated: float  # all that was asked for, freed or not
+
+
+def ours(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> Moved:
     from softxent import fused_softmax_xent
 
     logits, target = example(n_rows, n_cols, dtype)
     size = logits.numel() * logits.itemsize
-    with counted() as launches:
+    logits = logits * 1 if options.get("inplace") else logits
+    with Operations() as operations, counted() as launches:
         step(fused_softmax_xent, logits, target, **options)
-    loaded = sum(launch.loaded.get(name, 0) for launch in launches for name in ("logits_ptr", "dlogits_ptr"))
-    stored = sum(launch.stored.get("dlogits_ptr", 0) for launch in launches)
-    with Operations() as eager:
+    names = ("logits_ptr", "dlogits_ptr")
+    loaded = sum(launch.loaded.get(name, 0) for launch in launches for name in names)
+    stored = sum(launch.stored.get(name, 0) for launch in launches for name in names)
+    kernels = [launch.kernel.removesuffix("_kernel") for launch in launches]
+    return Moved(kernels, loaded / size, stored / size, operations.allocated / size)
+
+
+def eager(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> float:
+    """B of a step by eager PyTorch."""
+    logits, target = example(n_rows, n_cols, dtype)
+    with Operations() as operations:
         step(F.cross_entropy, logits, target, **options)
-    return loaded / size, stored / size, eager.bytes / size
+    return float(operations.bytes / (logits.numel() * logits.itemsize))
 
 
 def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str) -> str:
@@ -166,26 +188,37 @@ def main() -> None:
     interpreter.install()
     dispatch.INTERPRET = True
     print(f"torch {torch.__version__}, triton {triton.__version__}, in Triton's interpreter\n")
-    columns = "n_rows x n_cols | dtype | reduction | kernels | logits read | gradient written | step | eager PyTorch"
-    print(f"| {columns} | Liger |")
-    print("|---|---|---|---|---:|---:|---:|---:|---:|")
-    from softxent import fused_softmax_xent
-
+    columns = "n_rows x n_cols | dtype | mode | kernels | logits read | gradient written | step | eager PyTorch | Liger"
+    print(f"| {columns} | allocated |")
+    print("|---|---|---|---|---:|---:|---:|---:|---:|---:|")
     shapes = ((256, 10), (1024, 10), (512, 100), (64, 1000), (8, 32000))
     wide = ((4, 50257), (4, 128256), (4, 151936), (2, 262144))
+    modes: dict[str, dict[str, Any]] = {
+        "mean": {},
+        "mean, in place": {"inplace": True},
+        "none": {"reduction": "none"},
+    }
     for n_rows, n_cols in shapes + wide:
         for dtype in (torch.bfloat16, torch.float32, torch.float16):
-            for reduction in ("mean",) if dtype == torch.float16 else ("mean", "none"):
-                loaded, stored, eager = in_multiples(n_rows, n_cols, dtype, reduction=reduction)
-                with counted() as launches:
-                    step(fused_softmax_xent, *example(n_rows, n_cols, dtype), reduction=reduction)
-                names = [launch.kernel.removesuffix("_kernel") for launch in launches]
-                print(
-                    f"| {n_rows} x {n_cols} | {str(dtype).removeprefix('torch.')} | {reduction} | {', '.join(names)} "
-                    f"| {loaded:.2f} | {stored:.2f} | {loaded + stored:.2f} | {eager:.2f} "
-                    f"| {liger(n_rows, n_cols, dtype, reduction)} |",
-                    flush=True,
+            for mode, options in modes.items():
+                if dtype == torch.float16 and mode != "mean":
+                    continue
+                moved = ours(n_rows, n_cols, dtype, **options)
+                reduction = options.get("reduction", "mean")
+                peers = eager(n_rows, n_cols, dtype, reduction=reduction), liger(n_rows, n_cols, dtype, reduction)
+                cells = (
+                    f"{n_rows} x {n_cols}",
+                    str(dtype).removeprefix("torch."),
+                    mode,
+                    ", ".join(moved.kernels),
+                    f"{moved.loaded:.2f}",
+                    f"{moved.stored:.2f}",
+                    f"{moved.loaded + moved.stored:.2f}",
+                    f"{peers[0]:.2f}",
+                    peers[1],
+                    f"{moved.allocated:.2f}",
                 )
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

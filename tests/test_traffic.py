@@ -91,6 +91,20 @@ def test_where_the_gradient_waits_for_backward_the_logits_are_read_once_more(
         assert loaded <= 2 and stored <= 1
 
 
+@pytest.mark.parametrize("shape", [(700, 10), (40, 1000), (4, 70001)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}], ids=str)
+def test_a_step_allocates_one_matrix_and_none_in_place(
+    path: str, shape: tuple[int, int], options: dict[str, Any]
+) -> None:
+    logits, target = example(*shape, torch.float32)
+    with Operations() as operations:
+        step(fused_softmax_xent, logits, target, **options)
+    assert operations.allocated <= logits.numel() * 4 + 64 * len(logits) + 2048
+    with Operations() as operations:
+        step(fused_softmax_xent, logits * 1, target, inplace=True, **options)
+    assert operations.allocated <= 64 * len(logits) + 2048
+
+
 @pytest.mark.parametrize("shape", [(700, 10), (40, 100), (10, 1000), (4, 50257), (4, 70001)], ids=str)
 def test_ignored_rows_are_not_read(path: str, shape: tuple[int, int]) -> None:
     logits, target = example(*shape, torch.bfloat16)
