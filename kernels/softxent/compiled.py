@@ -33,7 +33,7 @@ def _stats(logits: Tensor, weight: Tensor | None, label_smoothing: Tensor | None
     """What the kernels keep of rows that no program holds; nothing is kept of others."""
     smoothed = float(label_smoothing is not None)
     streams = uses_kernels(logits) and kernel_module("row_loss").keeps_stats(logits, weight, smoothed)
-    return logits.new_empty(logits.shape[0] if streams else 0, 3, dtype=_acc(logits))
+    return logits.new_empty(logits.shape[0] if streams else 0, 4, dtype=_acc(logits))
 
 
 @torch.library.custom_op("softxent::row_loss", mutates_args=())

@@ -50,7 +50,7 @@ def forward(
         loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
         stats = None
         if _streams(logits, weight, label_smoothing):
-            stats = logits.new_empty(n_rows, 3, dtype=acc) if needs_grad and not now else None
+            stats = logits.new_empty(n_rows, 4, dtype=acc) if needs_grad and not now else None
             _stream(logits, target, weight, norm, *options, loss, dlogits, stats)
         else:
             loss = _step(logits, target, weight, norm, None, *options, loss, dlogits, reduction != "none")

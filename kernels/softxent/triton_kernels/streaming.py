@@ -134,7 +134,7 @@ def forward_kernel(
     target_ptr,  # [n_rows] int
     weight_ptr,  # [n_cols], or None: all 1
     loss_ptr,  # [n_rows] out
-    stats_ptr,  # [n_rows, 3] out: m, rest and sum_j w_j; or None
+    stats_ptr,  # [n_rows, 4] out: m, rest, sum_j w_j and z_y; or None
     n_rows,
     n_cols,
     stride_row,
@@ -162,9 +162,10 @@ def forward_kernel(
         loss += share * (total * log_d + gap)
     tl.store(loss_ptr + row, tl.where(active, loss, 0.0).to(loss_ptr.dtype.element_ty))
     if stats_ptr is not None:
-        tl.store(stats_ptr + row * 3, m)
-        tl.store(stats_ptr + row * 3 + 1, rest)
-        tl.store(stats_ptr + row * 3 + 2, total)
+        tl.store(stats_ptr + row * 4, m)
+        tl.store(stats_ptr + row * 4 + 1, rest)
+        tl.store(stats_ptr + row * 4 + 2, total)
+        tl.store(stats_ptr + row * 4 + 3, z_y)
 
 
 @triton.jit
@@ -237,7 +238,7 @@ def backward_kernel(
     target_ptr,  # [n_rows] int
     weight_ptr,  # [n_cols], or None: all 1
     norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
-    stats_ptr,  # [n_rows, 3]
+    stats_ptr,  # [n_rows, 4]; z_y too: where the gradient goes over the logits, another program may have written there
     dlogits_ptr,  # [n_rows, n_cols] out; its rows start in their granules where those of the logits do
     n_rows,
     n_cols,
@@ -258,11 +259,11 @@ def backward_kernel(
     row = tl.program_id(0).to(tl.int64)
     target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target.to(tl.int64) * stride_col, mask=valid, other=0.0).to(acc)
     w_y = load_target_weight(weight_ptr, target, valid, acc)
-    m = tl.load(stats_ptr + row * 3, mask=active, other=0.0)
-    rest = tl.load(stats_ptr + row * 3 + 1, mask=active, other=0.0)
-    total = tl.load(stats_ptr + row * 3 + 2, mask=active, other=0.0)
+    m = tl.load(stats_ptr + row * 4, mask=active, other=0.0)
+    rest = tl.load(stats_ptr + row * 4 + 1, mask=active, other=0.0)
+    total = tl.load(stats_ptr + row * 4 + 2, mask=active, other=0.0)
+    z_y = tl.load(stats_ptr + row * 4 + 3, mask=active, other=0.0)
     r = load_factor(dloss_ptr, stride_dloss, norm_ptr, row, active, NORMS, acc)
     row_gradient = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
     write_block(
