@@ -1,9 +1,10 @@
 """Bytes that a training step moves, counted: python bench/traffic.py prints them as multiples of B, the logits' bytes.
 
 The kernels run in Triton's interpreter, where each active lane of a load or store is counted, as often as it happens;
-nothing is timed, and no GPU is needed. Of eager PyTorch the inputs and outputs of each operation are counted, once
-each, which is the least that its kernels can move. Liger's kernels are counted as ours, where they are installed (pip
-install --no-deps liger-kernel). A step must read the logits once and write their gradient once: 2.0.
+nothing is timed, and no GPU is needed. What a narrow or strided access moves besides is not seen. Of eager PyTorch the
+inputs and outputs of each operation are counted, once each, which is the least that its kernels can move. Liger's
+kernels are counted as ours, where they are installed (pip install --no-deps liger-kernel). A step must read the logits
+once and write their gradient once: 2.0. Scaled: the incoming gradient is not 1.
 """
 
 import contextlib
@@ -82,12 +83,17 @@ def counted() -> Iterator[list[Launch]]:
         InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
 class Operations(TorchDispatchMode):
-    """The operations of torch that work on a device, and the bytes of their inputs and outputs."""
+    """The operations of torch that work on a device, the bytes of their inputs and outputs, and what they allocate."""
 
     WITHOUT_WORK = (
-        *("empty", "new_empty", "view", "detach", "alias", "as_strided", "slice", "select", "unsqueeze", "squeeze"),
-        *("expand", "promote_types"),
+        *("empty", "empty_like", "empty_strided", "new_empty", "view", "_unsafe_view", "detach", "alias", "as_strided"),
+        *("slice", "select", "unsqueeze", "squeeze", "expand", "t", "transpose", "permute", "item"),
+        *("_local_scalar_dense", "promote_types"),
     )
 
     HARDLY_READ = ("nll_loss_forward", 0), ("nll_loss_backward", 1)  # of which argument a value a row is read, or none
@@ -101,26 +107,22 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name.startswith(("empty", "new_empty")):
-            self.allocated += out.untyped_storage().nbytes()
-        if not name.startswith(self.WITHOUT_WORK) and name not in (
-            "t",
-            "transpose",
-            "permute",
-            "item",
-            "_local_scalar_dense",
-        ):
+        given = {x.untyped_storage().data_ptr() for x in _tensors((args, kwargs))}
+        made = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(out)}
+        self.allocated += sum(size for address, size in made.items() if address not in given)
+        if name not in self.WITHOUT_WORK:
             self.names.append(name)
             read = [x for i, x in enumerate(args) if (name, i) not in self.HARDLY_READ]
-            tensors = [x for x in torch.utils._pytree.tree_leaves((read, kwargs, out)) if isinstance(x, Tensor)]
-            self.bytes += sum({x.data_ptr(): x.numel() * x.itemsize for x in tensors}.values())
+            self.bytes += sum({x.data_ptr(): x.numel() * x.itemsize for x in _tensors((read, kwargs, out))}.values())
         return out
 
 
-def step(op: Callable[..., Any], logits: Tensor, target: Tensor, *arguments: Any, **options: Any) -> Tensor:
+def step(
+    op: Callable[..., Any], logits: Tensor, target: Tensor, *arguments: Any, dloss: float = 1.0, **options: Any
+) -> Tensor:
     loss = op(logits, target, *arguments, **options)
     loss = loss[0] if isinstance(loss, tuple) else loss
-    (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+    (gradient,) = torch.autograd.grad(loss, logits, torch.full_like(loss, dloss))
     return gradient
 
 
@@ -147,7 +149,7 @@ def ours(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> Moved:
     logits = logits * 1 if options.get("inplace") else logits
     with Operations() as operations, counted() as launches:
         step(fused_softmax_xent, logits, target, **options)
-    names = ("logits_ptr", "dlogits_ptr")
+    names = ("logits_ptr", "dlogits_ptr", "values_ptr")
     loaded = sum(launch.loaded.get(name, 0) for launch in launches for name in names)
     stored = sum(launch.stored.get(name, 0) for launch in launches for name in names)
     kernels = [launch.kernel.removesuffix("_kernel") for launch in launches]
@@ -162,7 +164,7 @@ def eager(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> float
     return float(operations.bytes / (logits.numel() * logits.itemsize))
 
 
-def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str) -> str:
+def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str, dloss: float) -> str:
     """B of a step by Liger's kernels, which write the gradient over the logits."""
     try:
         from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
@@ -171,7 +173,7 @@ def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str) -> str:
     logits, target = example(n_rows, n_cols, dtype)
     copy = logits * 1
     with counted() as launches:
-        step(LigerCrossEntropyFunction.apply, copy, target, None, -100, 0.0, 0.0, reduction)
+        step(LigerCrossEntropyFunction.apply, copy, target, None, -100, 0.0, 0.0, reduction, dloss=dloss)
     matrix = ("X_ptr", "dX_ptr")  # the names of its arguments
     total = sum(
         moved.get(name, 0) for launch in launches for moved in (launch.loaded, launch.stored) for name in matrix
@@ -196,6 +198,7 @@ def main() -> None:
     modes: dict[str, dict[str, Any]] = {
         "mean": {},
         "mean, in place": {"inplace": True},
+        "mean, scaled": {"dloss": 0.5},
         "none": {"reduction": "none"},
     }
     for n_rows, n_cols in shapes + wide:
@@ -205,7 +208,11 @@ def main() -> None:
                     continue
                 moved = ours(n_rows, n_cols, dtype, **options)
                 reduction = options.get("reduction", "mean")
-                peers = eager(n_rows, n_cols, dtype, reduction=reduction), liger(n_rows, n_cols, dtype, reduction)
+                dloss = options.get("dloss", 1.0)
+                peers = (
+                    eager(n_rows, n_cols, dtype, reduction=reduction, dloss=dloss),
+                    liger(n_rows, n_cols, dtype, reduction, dloss),
+                )
                 cells = (
                     f"{n_rows} x {n_cols}",
                     str(dtype).removeprefix("torch."),

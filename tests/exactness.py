@@ -63,6 +63,8 @@ def assert_as_exact_as_torch(
     torchs_error = (torchs64 - exact).abs().nan_to_num(0, 0, 0).max()
     rounding = torch.finfo(actual.dtype).eps * exact.abs() + torch.finfo(actual.dtype).tiny
     slack = (yardstick + SLACK) * torch.finfo(computed).eps * exact.abs().max()
+    if computed != torch.float64:
+        slack += 8 * torch.finfo(torch.float64).eps  # the yardstick's own: in float64, 1 - p_y and log p_y lose this
     error = (actual64 - exact).abs()
     worst = (error - rounding).argmax()
     assert (error <= torchs_error + rounding + slack).all(), (

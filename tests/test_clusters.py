@@ -22,6 +22,12 @@ def test_the_same_loss_and_gradient(path: str, device: torch.device, n_cols: int
     check(*make(2, n_cols, dtype, device), reduction="none")
 
 
+def test_equal_logits_of_the_widest_odd_row_do_not_overflow_their_integers(path: str, device: torch.device) -> None:
+    logits = torch.zeros(1, 262141, dtype=torch.bfloat16, device=device)
+    loss = fused_softmax_xent(logits, torch.zeros(1, dtype=torch.int64, device=device), loss_dtype=torch.float32)
+    torch.testing.assert_close(loss, torch.tensor(262141.0, device=device).log())
+
+
 @pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
 def test_the_logits_are_read_once(path: str, device: torch.device) -> None:
     for dtype in (torch.float32, torch.bfloat16):

@@ -46,6 +46,17 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
             )
 
 
+@pytest.mark.parametrize("n_cols", [10, 100, 1001, 33001])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_whole_graph_at_every_width(path: str, device: torch.device, n_cols: int, dynamic: bool) -> None:
+    step = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    logits = torch.randn(3, n_cols, device=device, requires_grad=True)
+    target = torch.tensor([0, -100, n_cols - 1], device=device)
+    loss, expected = step(logits, target, {}), F.cross_entropy(logits * 2, target) * 3
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (loss, expected)))
+
+
 @pytest.mark.parametrize(("dynamic", "most"), [(None, 2), (True, 1)])
 def test_a_schedule_of_label_smoothing_recompiles_at_most_once(
     path: str, device: torch.device, dynamic: bool | None, most: int

@@ -99,7 +99,44 @@ def test_hard_rows(path: str, device: torch.device, dtype: torch.dtype) -> None:
         logits[7, n_cols // 2 + 1 :] = float("-inf")
         logits[8, :-1] = float("-inf")
         target[6], target[7], target[8] = n_cols - 1, 0, n_cols - 1
+        for row in range(9):  # apart: the error that one row excuses is no excuse for the others
+            check(logits[row : row + 1], target[row : row + 1], reduction="none")
         check(logits, target, reduction="none")
+
+
+@pytest.mark.parametrize("n_cols", [101, 1001, 40001])
+def test_the_ends_of_odd_rows_count(path: str, device: torch.device, n_cols: int) -> None:
+    """They lie in granules that the row shares with its neighbours, and are read apart."""
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, target = make(4, n_cols, dtype, device)
+        target[:] = n_cols // 2
+        logits[:2, 0] += 300
+        logits[2:, -1] += 300
+        check(logits, target, reduction="none")
+        target[::2], target[1::2] = 0, n_cols - 1
+        check(logits, target, reduction="none")
+
+
+@pytest.mark.parametrize("n_cols", [101, 1001])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_bits_of_an_odd_row_do_not_depend_on_where_it_lies(
+    path: str, device: torch.device, n_cols: int, label_smoothing: float
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        row, target = make(1, n_cols, dtype, device)
+        logits = row.repeat(8, 1)  # each starts elsewhere in its granule
+        options: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
+        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target.repeat(8), **options)
+        assert (loss == loss[0]).all() and (grad == grad[0]).all()
+
+
+def test_class_weights_in_any_layout(path: str, device: torch.device) -> None:
+    for n_cols in (10, 100, 33001):
+        logits, target = make(4, n_cols, torch.float32, device)
+        for weight in (torch.rand(2 * n_cols, device=device)[::2], torch.tensor(0.5, device=device).expand(n_cols)):
+            check(logits, target, weight=weight)
+            expected = F.cross_entropy(logits, torch.softmax(logits, 1), weight)
+            torch.testing.assert_close(fused_softmax_xent(logits, torch.softmax(logits, 1), weight), expected)
 
 
 def test_a_masked_target_has_infinite_loss_and_finite_gradient(path: str, device: torch.device) -> None:

@@ -11,6 +11,8 @@ from softxent import fused_softmax_xent
 
 CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
     "few": ((300, 10), torch.float32, {}),
+    "two": ((300, 2), torch.float32, {}),
+    "three": ((600, 3), torch.bfloat16, {}),
     "tiny": ((20, 10), torch.bfloat16, {"label_smoothing": 0.1}),
     "rows": ((20, 100), torch.float32, {"label_smoothing": 0.1, "weight": True}),
     "odd": ((5, 1001), torch.bfloat16, {"weight": True}),
@@ -32,7 +34,7 @@ def gradient(case: str, device: torch.device, inplace: bool, stride: int = 0, dl
     generator = torch.Generator().manual_seed(n_cols)
     memory = torch.randn(n_rows, stride or n_cols, generator=generator).mul(3).to(device, dtype)
     target = torch.randint(n_cols, (n_rows,), generator=generator).to(device)
-    target[1] = -100
+    target[0], target[1] = 0, -100  # that of row 0 is written before the row's other blocks, if they are apart
     if options.pop("soft", False):
         target = torch.rand(n_rows, n_cols, generator=generator).to(device)
     if options.pop("weight", False):

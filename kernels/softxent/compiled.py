@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import implementation, kernel_module, uses_kernels
+from .dispatch import implementation, uses_kernels
 
 
 def _acc(logits: Tensor) -> torch.dtype:
@@ -29,31 +29,24 @@ def _row_stats(logits: Tensor, count: int) -> list[Tensor]:
     return [logits.new_empty(n_rows, dtype=_acc(logits)) for _ in range(count)]
 
 
-def _stats(logits: Tensor, weight: Tensor | None, label_smoothing: Tensor | None) -> Tensor:
-    """What the kernels keep of rows that no program holds; nothing is kept of others."""
-    smoothed = float(label_smoothing is not None)
-    streams = uses_kernels(logits) and kernel_module("row_loss").keeps_stats(logits, weight, smoothed)
-    return logits.new_empty(logits.shape[0] if streams else 0, 4, dtype=_acc(logits))
-
-
 @torch.library.custom_op("softxent::row_loss", mutates_args=())
 def row_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The loss of each row against its class index; what the kernels keep of each row."""
+) -> Tensor:
+    """The loss of each row against its class index. Nothing is kept of a row: which kernel takes it depends on where it
+    lies in memory, which is not known while compiling."""
     acc = _acc(logits)
     if len(logits) == 0:
-        return logits.new_zeros(0, dtype=acc), _stats(logits, weight, label_smoothing)
-    options = ignore_index, _float(label_smoothing), "none", acc, uses_kernels(logits), False
-    loss, kept = implementation(logits, "row_loss").forward(logits, target, weight, *options)
-    return loss, _stats(logits, weight, label_smoothing) if kept[-1] is None or not uses_kernels(logits) else kept[-1]
+        return logits.new_zeros(0, dtype=acc)
+    options = ignore_index, _float(label_smoothing), "none", acc, False, False
+    return implementation(logits, "row_loss").forward(logits, target, weight, *options)[0]  # type: ignore[no-any-return]
 
 
 @row_loss.register_fake
 def _(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), _stats(logits, weight, label_smoothing)
+) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=_acc(logits))
 
 
 @torch.library.custom_op("softxent::row_loss_backward", mutates_args=())
@@ -64,13 +57,12 @@ def row_loss_backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: Tensor | None,
-    stats: Tensor,
 ) -> Tensor:
     """The gradient of the logits, contiguous."""
     if len(logits) == 0:
         return logits.new_zeros(logits.shape)
-    kept = [None, None, stats] if uses_kernels(logits) else [None, None]
     options = ignore_index, _float(label_smoothing), "none"
+    kept = [None] * (3 if uses_kernels(logits) else 2)
     gradient = implementation(logits, "row_loss").backward(dloss, logits, target, weight, *options, kept, False)
     return gradient.contiguous()  # type: ignore[no-any-return]
 
@@ -80,14 +72,15 @@ def _(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _keep_row_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_row_loss(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, target, weight, ctx.ignore_index, label_smoothing = inputs
-    ctx.save_for_backward(logits, target, weight, label_smoothing, output[1])
+    ctx.save_for_backward(logits, target, weight, label_smoothing)
 
 
-def _row_loss_gradient(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    logits, target, weight, *rest = ctx.saved_tensors
-    dlogits = torch.ops.softxent.row_loss_backward(dloss, logits, target, weight, ctx.ignore_index, *rest)
+def _row_loss_gradient(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, weight, label_smoothing = ctx.saved_tensors
+    options = ctx.ignore_index, label_smoothing
+    dlogits = torch.ops.softxent.row_loss_backward(dloss, logits, target, weight, *options)
     return dlogits, None, None, None, None
 
 

@@ -49,7 +49,9 @@ def fused_softmax_xent(
         inplace: write the gradient over the logits, which saves a matrix of their size. They must be the result of an
             operation, not a leaf, and nothing may read them after this call; what autograd itself has kept of them for
             another operation's backward pass raises there. One backward pass, no second derivative, no transform, no
-            torch.compile. Where `input` has to be copied, the copy is written over. Without gradients it does nothing.
+            torch.compile. Where `input` has to be copied, the copy is written over; where it is a view, autograd gives
+            it a new grad_fn, so that hooks and torch.autograd.grad need one taken before. Without gradients it does
+            nothing.
 
     Logits of half precision are computed, summed and divided in float32, and rounded once at the end. The gradient
     for class indices is exact where the model is confident: 1 - p[y] is summed from its own terms, never subtracted.
@@ -104,7 +106,7 @@ def _traceable(
     if y.is_floating_point():
         loss: Tensor = compiled.soft_target_loss(logits, y, weight, eps)[0]
     else:
-        loss = compiled.row_loss(logits, y, weight, ignore_index, eps)[0]
+        loss = compiled.row_loss(logits, y, weight, ignore_index, eps)
         n = normalizer(y, weight, ignore_index, loss.dtype)
     if reduction == "none":
         return loss

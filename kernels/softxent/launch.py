@@ -1,7 +1,7 @@
-"""Launch choices: which kernel takes rows of a width, and with what tile. Pure functions of the shape and the dtype.
+"""Launch choices: which kernel takes rows of a width, and with what tile. Pure functions of how the rows lie.
 
-A choice never depends on the number of rows or on a timing, so that a row's reduction tree, and with it every bit of
-its loss and gradient, is the same in any batch and in any run.
+A choice never depends on a timing, nor on the number of rows, but for ONE_LAUNCH, which computes a row as its
+alternative does: every bit of a row's loss and gradient is the same in any batch of that layout, and in any run.
 
     n_cols <= 32                few_classes   a thread holds a row
     to the widest of WHOLE      whole_row     a program holds a row, or some

@@ -186,16 +186,16 @@ def gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active):
 
 @triton.jit
 def fixed_point(e):
-    """Values in [0, 1] as integers of 2^-46, which add up to the same in any order.
+    """Values in [0, 1] as integers of 2^-44, which add up to the same in any order; 2^18 of them to less than 2^63.
 
     The order of a row's values in a tile depends on where in its granule the row starts, and its loss must not.
     """
-    return (e * 2.0**46).to(tl.int64)
+    return (e * 2.0**44).to(tl.int64)
 
 
 @triton.jit
 def from_fixed_point(n):
-    return n.to(tl.float32) * 2.0**-46
+    return n.to(tl.float32) * 2.0**-44
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def whole_granules(row_ptr, n_cols, GRANULE: tl.constexpr, ODD: tl.constexpr):
     skip = 0
     if ODD:
         before = row_ptr.to(tl.int64) // (16 // GRANULE) % GRANULE
-        skip = ((GRANULE - before) % GRANULE).to(tl.int32)
+        skip = tl.minimum((GRANULE - before) % GRANULE, n_cols).to(tl.int32)
     return skip, (n_cols - skip) // GRANULE * GRANULE
 
 

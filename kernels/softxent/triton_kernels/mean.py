@@ -72,6 +72,7 @@ def scale_kernel(
 ):
     acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     factor = tl.load(factor_ptr).to(acc)
+    n_cols = n_cols + tl.zeros((), tl.int64)  # so near to 2^31 that rounding up to a block would wrap
     if factor != 1.0:
         if GRANULE > 1 and not ODD:
             stride_row = stride_row // GRANULE * GRANULE

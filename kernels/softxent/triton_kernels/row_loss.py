@@ -36,7 +36,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss in `dtype`, and what `backward` wants: the gradient, parts of the mean's divisor, the rows' stats."""
     n_rows, n_cols = logits.shape
-    target = target.contiguous()
+    target, weight = target.contiguous(), None if weight is None else weight.contiguous()
     acc = torch.promote_types(logits.dtype, torch.float32)
     now = needs_grad and _in_forward(logits, reduction)
     dlogits = _gradient_like(logits, inplace) if now else None
@@ -73,7 +73,7 @@ def backward(
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
     (dlogits, norm, stats), kept[0] = kept, None
     n_rows, n_cols = logits.shape
-    target = target.contiguous()
+    target, weight = target.contiguous(), None if weight is None else weight.contiguous()
     acc = torch.promote_types(logits.dtype, torch.float32)
     options = ignore_index, label_smoothing
     with on_device_of(logits):
@@ -85,7 +85,9 @@ def backward(
             if _is_tiny(logits, reduction):
                 _one_launch(logits, target, weight, factor, *options, reduction, None, dlogits)
             elif factor is not None and _streams(logits, weight, label_smoothing):
-                assert stats is not None
+                if stats is None:
+                    stats = logits.new_empty(n_rows, 4, dtype=acc)
+                    _stream(logits, target, weight, None, *options, logits.new_empty(n_rows, dtype=acc), None, stats)
                 _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
             elif _streams(logits, weight, label_smoothing):
                 _stream(logits, target, weight, norm, *options, None, dlogits, None)
@@ -94,11 +96,6 @@ def backward(
         if _in_forward(logits, reduction):
             _scale(dlogits, dloss, acc, inplace)
     return dlogits
-
-
-def keeps_stats(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
-    """Whether `forward` with reduction="none" keeps numbers of each row for `backward`."""
-    return _streams(logits, weight, label_smoothing)
 
 
 def _is_tiny(logits: Tensor, reduction: str) -> bool:

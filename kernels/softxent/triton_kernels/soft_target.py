@@ -136,6 +136,7 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of each row [n_rows], in float32 or float64, and what `backward` needs: m, d and a of each row."""
     n_rows, n_cols = logits.shape
+    weight = None if weight is None else weight.contiguous()
     loss = logits.new_empty(n_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
     stats = [torch.empty_like(loss) for _ in range(3)] if needs_grad else []
     block_m, block_n, num_warps = launch.tile(n_cols, loss.itemsize, n_matrices=2)
@@ -171,6 +172,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the logits and, if wanted, of the target, new and contiguous, in the dtypes of those."""
     n_rows, n_cols = logits.shape
+    weight = None if weight is None else weight.contiguous()
     dlogits = logits.detach() if inplace else logits.new_empty(n_rows, n_cols)
     dtarget = target.new_empty(n_rows, n_cols) if needs_dtarget else None
     block_m, block_n, num_warps = launch.tile(n_cols, stats[0].itemsize, n_matrices=2)

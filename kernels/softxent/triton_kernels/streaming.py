@@ -43,7 +43,7 @@ def sums_of_row(
     GRANULE: tl.constexpr,  # 1 for odd rows too: their loss must not depend on where in a granule they start
 ):
     """m, rest, sum_j w_j, and sum_j w_j * (m - z_j) of one row; the latter two only if SMOOTHED."""
-    UNROLL: tl.constexpr = 4
+    UNROLL: tl.constexpr = 2 if SMOOTHED else 4  # which holds as much again
     start_ptr = first_granule(row_ptr, 0, GRANULE)
     group = tl.arange(0, UNROLL)[:, None, None] * (THREADS * VECTOR)
     lane = group + tl.arange(0, THREADS)[None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, :]

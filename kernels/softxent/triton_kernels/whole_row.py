@@ -177,6 +177,7 @@ def step_kernel(
         out_ptr = dlogits_ptr + rows * stride_out
         written = spread(rows < n_rows, BLOCK_M)
         dz = scale * e
+        tl.debug_barrier()  # the gradient may go over the logits, of which another warp may still want z_y
         if SMOOTHED:
             dz -= spread(smooth, BLOCK_M) * load_weights(weight_ptr, at, mask, acc)
         if CLUSTER:
