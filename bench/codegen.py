@@ -133,8 +133,9 @@ def per_value(row: dict[str, Any]) -> float | None:
     if row["kernel"] == "streaming.backward_kernel":
         return float(row["instructions"] * threads / constants["BLOCK"])
     if module == "streaming":
-        block = 4 * constants["THREADS"] * constants["VECTOR"]
-        return float(sum(row["loops"]) * threads / block)
+        values = constants["THREADS"] * constants["VECTOR"]
+        values = (2 if constants["SMOOTHED"] else 4) * values, 4 * values  # of the sums' loop, and the gradient's
+        return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
 
 
