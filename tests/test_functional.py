@@ -79,9 +79,29 @@ def test_loss_and_gradient_are_as_exact_as_torch(
         check(logits, y, **options | {"weight": weight, "reduction": reduction})
 
 
+def test_small_probabilities_keep_their_digits(path: str, device: torch.device) -> None:
+    """Of a gradient of 1e-30, say: its relative error is no larger than torch's largest, plus a rounding."""
+    for n_cols in (10, 1000, 9000):
+        logits, target = make(6, n_cols, torch.float32, device, scale=10)
+        errors = []
+        exact = loss_and_gradient(F.cross_entropy, logits.double(), target, reduction="none")[1]
+        normal = exact.abs() > torch.finfo(torch.float32).tiny
+        normal[torch.arange(6, device=device), target] = False  # p_y - 1 cancels in torch
+        for op in (fused_softmax_xent, F.cross_entropy):
+            grad = loss_and_gradient(op, logits, target, reduction="none")[1].double()
+            errors.append(((grad - exact).abs() / exact.abs())[normal].max().item())
+        assert errors[0] <= errors[1] + torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_vocabulary_of_50257(path: str, device: torch.device, dtype: torch.dtype) -> None:
-    check(*make(3, 50257, dtype, device), label_smoothing=0.1)
+    check(*make(2, 50257, dtype, device), label_smoothing=0.1)
+    for n_cols in (50257, 50304):
+        logits, target = make(2, n_cols, dtype, device, scale=1.0)
+        check(logits, target, reduction="none")
+        loss = fused_softmax_xent(logits, target, reduction="none", loss_dtype=torch.float32)
+        expected = F.cross_entropy(logits.double(), target, reduction="none").float()
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -123,7 +143,7 @@ def test_the_bits_of_an_odd_row_do_not_depend_on_where_it_lies(
     path: str, device: torch.device, n_cols: int, label_smoothing: float
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        row, target = make(1, n_cols, dtype, device)
+        row, target = make(1, n_cols, dtype, device, scale=0.3)  # many values of a size: their sum rounds
         logits = row.repeat(8, 1)  # each starts elsewhere in its granule
         options: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
         loss, grad = loss_and_gradient(fused_softmax_xent, logits, target.repeat(8), **options)
@@ -423,7 +443,7 @@ def test_gradient_penalty_is_not_dropped(path: str, device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(130, 1000), (21, 10), (12, 50257)], ids=str)
+@pytest.mark.parametrize("shape", [(24, 1000), (21, 10), (5, 50257)], ids=str)
 def test_bit_identical_from_run_to_run_and_in_any_batch(
     path: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
@@ -433,7 +453,7 @@ def test_bit_identical_from_run_to_run_and_in_any_batch(
         loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none", **options)
         again, grad_again = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none", **options)
         assert torch.equal(loss, again) and torch.equal(grad, grad_again)
-        for rows in (slice(3, 10), *(slice(i, i + 1) for i in range(4, 10))):
+        for rows in (slice(1, 5), slice(3, 4), slice(4, 5)):
             part, grad_part = loss_and_gradient(
                 fused_softmax_xent, logits[rows], target[rows], reduction="none", **options
             )

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
 
 
 def gradient(case: str, device: torch.device, inplace: bool, stride: int = 0, dloss: float = 1.0) -> Any:
-    """The gradient that arrives upstream; the memory that the logits were in, all of it; and what it was before."""
+    """The loss and the gradient that arrives upstream; the memory that the logits were in; and what it was before."""
     (n_rows, n_cols), dtype, options = CASES[case]
     options = dict(options)
     generator = torch.Generator().manual_seed(n_cols)
@@ -47,7 +47,7 @@ def gradient(case: str, device: torch.device, inplace: bool, stride: int = 0, dl
     logits.register_hook(arrived.append)
     loss = fused_softmax_xent(logits, target, inplace=inplace, **options)
     loss.backward(torch.full_like(loss, dloss))
-    return arrived[0], memory, before
+    return (loss.detach(), arrived[0]), memory, before
 
 
 class Through(torch.autograd.Function):
@@ -66,14 +66,15 @@ class Through(torch.autograd.Function):
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_gradient_where_the_logits_were(path: str, device: torch.device, case: str, dloss: float) -> None:
     (_, n_cols), _, _ = CASES[case]
-    expected, memory, before = gradient(case, device, inplace=False, dloss=dloss)
+    (loss, expected), memory, before = gradient(case, device, inplace=False, dloss=dloss)
     assert torch.equal(memory, before)
-    arrived, memory, _ = gradient(case, device, inplace=True, dloss=dloss)
-    assert torch.equal(arrived, expected)
+    (loss_inplace, arrived), memory, _ = gradient(case, device, inplace=True, dloss=dloss)
+    assert torch.equal(loss_inplace, loss) and torch.equal(arrived, expected)
     assert arrived.data_ptr() == memory.data_ptr() and torch.equal(memory, expected)
-    arrived, memory, before = gradient(case, device, inplace=True, stride=n_cols + 3, dloss=dloss)
+    (loss_inplace, arrived), memory, before = gradient(case, device, inplace=True, stride=n_cols + 3, dloss=dloss)
     assert arrived.data_ptr() == memory.data_ptr() and torch.equal(memory[:, n_cols:], before[:, n_cols:])
-    torch.testing.assert_close(arrived, gradient(case, device, inplace=False, stride=n_cols + 3, dloss=dloss)[0])
+    (loss, expected), _, _ = gradient(case, device, inplace=False, stride=n_cols + 3, dloss=dloss)
+    torch.testing.assert_close((loss_inplace, arrived), (loss, expected))
 
 
 def logits_and_target(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -119,6 +120,13 @@ def test_autograd_sees_that_the_logits_changed(path: str, device: torch.device, 
     loss = fused_softmax_xent(leaf.exp(), logits_and_target(device)[1], inplace=True, **options).sum()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_autograd_sees_it_though_the_loss_is_never_differentiated(path: str, device: torch.device) -> None:
+    exponential = torch.randn(4, 10, device=device, requires_grad=True).exp()
+    fused_softmax_xent(exponential, logits_and_target(device)[1], inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        exponential.sum().backward()
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
