@@ -54,11 +54,11 @@ def install() -> None:
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         check_bounds(pointers, mask)
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, as_bool(mask), *rest)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         check_bounds(pointers, mask)
-        return store(self, pointers, value, mask, *rest)
+        return store(self, pointers, value, as_bool(mask), *rest)
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _launched.append(self.fn.__name__)
@@ -78,6 +78,11 @@ def install() -> None:
 def launches() -> Iterator[list[str]]:
     _launched.clear()
     yield _launched
+
+
+def as_bool(mask: Any) -> Any:
+    """In 3.9 a scalar of bool & a block of bool is a block of int64, which its load and store refuse."""
+    return triton_interpreter.TensorHandle(np.asarray(mask.data, bool), mask.dtype)
 
 
 def check_bounds(pointers: Any, mask: Any) -> None:

@@ -238,4 +238,4 @@ def edges(edge, n_cols, skip, whole, GRANULE: tl.constexpr):
     """The columns before and after a row's whole granules, for edge in [0, 2 * GRANULE); and which there are."""
     before = edge < GRANULE
     cols = tl.where(before, edge, skip + whole + edge - GRANULE)
-    return cols, tl.where(before, edge < skip, cols < n_cols)
+    return cols, (before & (edge < skip)) | ((edge >= GRANULE) & (cols < n_cols))
