@@ -41,7 +41,7 @@ matrix: $(INSTALLED)
 codegen: $(INSTALLED)
 	$(RUN) bench/codegen.py > bench/results/codegen-triton-3.7.md
 	sh tools/triton_env.sh 3.9.0
-	.venv-triton-3.9.0/bin/python bench/codegen.py > bench/results/codegen-triton-3.9.md
+	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > bench/results/codegen-triton-3.9.md
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache
