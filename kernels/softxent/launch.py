@@ -33,8 +33,8 @@ WHOLE = {
 }
 # 16-bit rows once more as wide, kept packed. A row of that width as float32 would fill every register.
 PACKED = (65536, 1, 16)
-# Where the widest tile would spill: rows with label smoothing, which hold the weights as well, or 32 bits a value; and
-# odd rows on devices whose compiler needs a few registers more.
+# Where the widest tile would spill: rows with label smoothing, which sum twice; and odd rows on devices whose compiler
+# needs a few registers more.
 SPILLS = 16384  # columns that do not
 
 # Rows that no program holds, held by the programs of a cluster, which reduce through each other's shared memory, by
@@ -111,13 +111,12 @@ def whole(
     itemsize: int,
     address: int,
     smoothed: bool,
-    weighted: bool,
     device: Device,
 ) -> Whole | None:
     """The tile for rows that fit into a program's registers, or None.
 
     smoothed: their label smoothing is not 0: the sum that it needs has to be taken in the order of the columns, value
-    by value. weighted: classes have weights.
+    by value.
     """
     how = access(n_cols, stride_row, stride_col, itemsize, address)
     if how.odd and smoothed:
@@ -125,7 +124,7 @@ def whole(
     if how.granule == 1 and n_cols > BY_VALUE:
         return None
     blackwell, amd = device.arch >= 100, device.warp_size == 64
-    spills = smoothed and (weighted or itemsize == 4)
+    spills = smoothed
     spills |= how.odd and (amd or (blackwell and itemsize == 4))
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n and not (spills and block_n > SPILLS):

@@ -49,7 +49,7 @@ def forward(
         norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc) if reduction == "mean" else None
         loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
         stats = None
-        if _streams(logits, weight, label_smoothing):
+        if _streams(logits, label_smoothing):
             stats = logits.new_empty(n_rows, 4, dtype=acc) if needs_grad and not now else None
             _stream(logits, target, weight, norm, *options, loss, dlogits, stats)
         else:
@@ -84,12 +84,12 @@ def backward(
                 norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
             if _is_tiny(logits, reduction):
                 _one_launch(logits, target, weight, factor, *options, reduction, None, dlogits)
-            elif factor is not None and _streams(logits, weight, label_smoothing):
+            elif factor is not None and _streams(logits, label_smoothing):
                 if stats is None:
                     stats = logits.new_empty(n_rows, 4, dtype=acc)
                     _stream(logits, target, weight, None, *options, logits.new_empty(n_rows, dtype=acc), None, stats)
                 _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
-            elif _streams(logits, weight, label_smoothing):
+            elif _streams(logits, label_smoothing):
                 _stream(logits, target, weight, norm, *options, None, dlogits, None)
             else:
                 _step(logits, target, weight, norm, factor, *options, None, dlogits, False)
@@ -110,8 +110,8 @@ def _layout(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
 
 
-def _tile(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> launch.Whole | None:
-    return launch.whole(*_layout(logits), label_smoothing != 0, weight is not None, _device())
+def _tile(logits: Tensor, label_smoothing: float) -> launch.Whole | None:
+    return launch.whole(*_layout(logits), label_smoothing != 0, _device())
 
 
 @cache
@@ -123,8 +123,8 @@ def _device() -> launch.Device:
     return launch.Device(target.warp_size, target.arch if target.backend == "cuda" else 0)
 
 
-def _streams(logits: Tensor, weight: Tensor | None, label_smoothing: float) -> bool:
-    return logits.shape[1] > launch.FEW and _tile(logits, weight, label_smoothing) is None
+def _streams(logits: Tensor, label_smoothing: float) -> bool:
+    return logits.shape[1] > launch.FEW and _tile(logits, label_smoothing) is None
 
 
 def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
@@ -180,7 +180,7 @@ def _step(
             **common,
         )
     else:
-        tile = _tile(logits, weight, label_smoothing)
+        tile = _tile(logits, label_smoothing)
         assert tile is not None
         programs = launch.cdiv(n_rows, tile.block_m)
         granule, odd = tile.access
