@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# x86's 80 bits. Where numpy has no more than 64, the yardstick of float64 is rounded as well.
 SLACK = 1  # in roundings of the largest value
+# x86's 80 bits. Where numpy has no more than 64, the yardstick of float64 is rounded as well.
 WIDER = bool(np.finfo(np.longdouble).eps < np.finfo(np.float64).eps)
 
 

@@ -124,8 +124,7 @@ def whole(
     if how.granule == 1 and n_cols > BY_VALUE:
         return None
     blackwell, amd = device.arch >= 100, device.warp_size == 64
-    spills = smoothed
-    spills |= how.odd and (amd or (blackwell and itemsize == 4))
+    spills = smoothed or (how.odd and (amd or (blackwell and itemsize == 4)))
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n and not (spills and block_n > SPILLS):
             return Whole(block_m, block_n, num_warps, how)
