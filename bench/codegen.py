@@ -28,6 +28,11 @@ TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor
 SMOOTHED = {"label_smoothing": 0.1}
 WEIGHTED = {"label_smoothing": 0.1, "weight": True}
+SCALED = {"z_loss": 1e-4, "logit_scale": 0.5, "sample_weight": True}
+CAPPED = {"softcap": 30.0, "weight": True}
+STATS = {"stats": "of all rows"}
+DIFFERENTIATED = {"stats": "differentiated"}
+BEYOND: tuple[dict[str, Any], ...] = (SCALED, CAPPED, STATS, DIFFERENTIATED)  # what PyTorch has not
 
 
 class Case(NamedTuple):
@@ -36,8 +41,9 @@ class Case(NamedTuple):
     options: dict[str, Any]  # of fused_softmax_xent; "op" for another operation; "n_rows"
 
     def __str__(self) -> str:
-        options = {**self.options, **({"weight": ""} if "weight" in self.options else {})}
-        return " ".join(f"{name}={value}" if value != "" else name for name, value in options.items())
+        options = {name: True if name == "weight" else value for name, value in self.options.items()}
+        named = (f"{name}={value}" if value not in ("", True) else name for name, value in options.items())
+        return " ".join(named)
 
 
 BRIEF = {
@@ -62,6 +68,10 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
                 yield Case(dtype, n_cols, WEIGHTED)
             if n_cols == 50257 or (not brief and n_cols >= 8192):
                 yield Case(dtype, n_cols, SMOOTHED)
+            some = (10, 1000, 1001, 50257, 131072) if brief else (10, 1024, 8192, 16384, 32768, 50257, 65536)
+            if n_cols in some and dtype in ("float32", "bfloat16"):
+                for options in BEYOND:
+                    yield Case(dtype, n_cols, options)
             if n_cols > 65536 or (not brief and dtype == "float32"):
                 yield Case(dtype, n_cols, {"reduction": "none"})
             if n_cols > 65536 and size < 8 and clusters:
@@ -91,7 +101,17 @@ def run(case: Case) -> None:
         target = torch.zeros_like(logits).requires_grad_()
     if "weight" in options:
         options["weight"] = torch.ones(case.n_cols, dtype=dtype)
-    softxent.fused_softmax_xent(logits, target, **options).sum().backward()
+    if "sample_weight" in options:
+        options["sample_weight"] = torch.ones(n_rows)
+    stats = options.pop("stats", None)
+    if stats is None:
+        softxent.fused_softmax_xent(logits, target, **options).sum().backward()
+        return
+    found = softxent.fused_softmax_xent_with_stats(logits, target, **options)
+    if stats == DIFFERENTIATED["stats"]:
+        torch.autograd.backward([getattr(found, name).sum() for name in ("lse", "entropy", "target_logprob")])
+    else:
+        found.loss.backward()
 
 
 def measure(target: str, brief: bool) -> Iterator[dict[str, Any]]:
@@ -134,7 +154,7 @@ def per_value(row: dict[str, Any]) -> float | None:
         return float(row["instructions"] * threads / constants["BLOCK"])
     if module == "streaming":
         values = constants["THREADS"] * constants["VECTOR"]
-        values = (2 if constants["SMOOTHED"] else 4) * values, 4 * values  # of the sums' loop, and the gradient's
+        values = constants["UNROLL"] * values, 4 * values  # of the sums' loop, and the gradient's
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
 
@@ -142,15 +162,16 @@ def per_value(row: dict[str, Any]) -> float | None:
 def narrow(row: dict[str, Any]) -> bool:
     """Whether rows that lie in granules, or are odd and held on chip, are not accessed 16 bytes at a time.
 
-    Single accesses: of a row's target, its logit and its weight, the parts of the mean's divisor, the loss; the ends of
-    odd rows; and what else the target's thread holds of a packed row. A row of [..., 64] has a few of each a thread.
+    Single accesses: of a row's target, its logit and its weights, the parts of the mean's divisor, the loss and the
+    stats; the ends of odd rows; and what else the target's thread holds of a packed row. A row of [..., 64] has a few
+    of each a thread.
     AMD's compiler does not see the alignment of odd rows.
     """
     constants = row["constants"]
     granule, odd = constants.get("GRANULE", 1), constants.get("ODD", False)
     if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
         return False
-    singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"]
+    singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
     if odd and row["kernel"].startswith("streaming"):  # summed value by value: their bits must not depend on alignment
         singles = 0, singles[1]
     return bool(
@@ -162,12 +183,14 @@ def over_budget(row: dict[str, Any]) -> bool:
     """Whether rows of 1000 values and more need more instructions than a Hopper has time for while their bytes pass.
 
     An H200 issues 15.6 instructions a value while it reads 2 bytes at 4.3 TB/s: 7.8 a byte that has to move. Rows that
-    lie in granules, plain; label smoothing sums twice, odd rows have ends, and float64 is computed elsewhere.
+    lie in granules, plain: label smoothing and stats sum more, a softcap is computed, odd rows have ends, and float64
+    has units of its own.
     """
     constants = row["constants"]
     if row["target"] != "cuda:90" or row["per_value"] is None or row["n_cols"] < 1000 or row["dtype"] == "float64":
         return False
-    if constants.get("ODD") or constants.get("SMOOTHED") or constants.get("GRANULE", 1) == 1:
+    more = any(name in row["options"] for name in ("label_smoothing", "softcap", "stats"))
+    if more or constants.get("ODD") or constants.get("GRANULE", 1) == 1:
         return False
     itemsize = 4 if row["dtype"] == "float32" else 2
     reads = 2 if row["kernel"] == "streaming.step_kernel" else 1

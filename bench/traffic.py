@@ -10,7 +10,7 @@ once and write their gradient once: 2.0. Scaled: the incoming gradient is not 1.
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def counted() -> Iterator[list[Launch]]:
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         launches.append(Launch(self.fn.__name__))
         regions.clear()
-        for name, value in (*zip(self.arg_names, args, strict=False), *kwargs.items()):
+        for name, value in _named((*zip(self.arg_names, args, strict=False), *kwargs.items())):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
                 if any(low == storage.data_ptr() for _, low, _ in regions):  # written in place
@@ -81,6 +81,15 @@ def counted() -> Iterator[list[Launch]]:
     finally:
         GridExecutor.__call__ = call
         InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
+
+
+def _named(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """With the fields of named tuples as arguments of their own."""
+    for name, value in arguments:
+        if hasattr(value, "_asdict"):
+            yield from _named((f"{name}.{field}", part) for field, part in value._asdict().items())
+        else:
+            yield name, value
 
 
 def _tensors(tree: Any) -> list[Tensor]:

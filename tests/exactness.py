@@ -1,12 +1,80 @@
 """How wrong a result may be: measured against float64, and against PyTorch's own error on the same input."""
 
+from typing import Any
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from softxent import reference
+from softxent.options import Inputs, Options
 
 SLACK = 1  # in roundings of the largest value
 # x86's 80 bits. Where numpy has no more than 64, the yardstick of float64 is rounded as well.
 WIDER = bool(np.finfo(np.longdouble).eps < np.finfo(np.float64).eps)
+
+
+def rows_of(
+    logits: Tensor,  # [n_rows, n_cols]
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    sample_weight: Tensor | None = None,
+    normalizer: Any = None,
+    logit_scale: Any = 1.0,
+    **options: Any,
+) -> tuple[Inputs, Options]:
+    """The public arguments, for the reference."""
+    n = None if normalizer is None else torch.as_tensor(normalizer, device=logits.device).reshape(1)
+    tensor = logit_scale if isinstance(logit_scale, Tensor) else None
+    inputs = Inputs(logits, target, weight, sample_weight, n, tensor)
+    return inputs, Options(**options, logit_scale=1.0 if tensor is not None else logit_scale)
+
+
+def by_reference(*arguments: Any, **options: Any) -> Tensor:
+    """The loss by softxent.reference, with the public arguments."""
+    return reference.softmax_xent(*rows_of(*arguments, **options))
+
+
+def composed(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: Any = 1.0,
+    sample_weight: Tensor | None = None,
+    normalizer: Any = None,
+) -> Tensor:
+    """What people write with PyTorch, in float32 for half precision: the error that is allowed."""
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    z, w = logits.to(acc) * logit_scale, None if weight is None else weight.to(acc)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    soft = target.is_floating_point()
+    rows = F.cross_entropy(
+        z,
+        target.to(acc) if soft else target,
+        w,
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    count = torch.ones_like(rows)
+    if not soft:
+        kept = target != ignore_index
+        w_y = count if w is None else w[torch.where(kept, target, 0)]
+        count = torch.where(kept, w_y, 0)
+    rows = rows + z_loss * count * z.logsumexp(1) ** 2
+    rows = rows if sample_weight is None else rows * sample_weight.to(acc)
+    if reduction == "none":
+        return rows.to(logits.dtype)
+    n = 1 if reduction == "sum" else count.sum() if normalizer is None else normalizer
+    return (rows.sum() / n).to(logits.dtype)
 
 
 def exact_cross_entropy(

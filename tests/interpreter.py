@@ -62,7 +62,8 @@ def install() -> None:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _launched.append(self.fn.__name__)
-        storages = [value.untyped_storage() for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))  # some come in tuples
+        storages = [value.untyped_storage() for value in leaves if isinstance(value, torch.Tensor)]
         _bounds[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # -inf - -inf and the like are tested by their results

@@ -40,6 +40,7 @@ class Compiled:
     loads: int
     wide_stores: int
     stores: int
+    distributed: int  # accesses to the shared memory of a cluster's other programs (PTX)
     instructions: int
     loops: list[int]  # the instructions of each innermost loop
 
@@ -123,10 +124,12 @@ class Offline:
         counts = [len(re.findall(pattern.format(verb), text)) for verb in verbs for pattern in memory]
         threads = self.target.warp_size * binary.metadata.num_warps
         shared = binary.metadata.shared
+        distributed = text.count("shared::cluster")
         total, loops = _loops(code)
         wide_loads, loads, wide_stores, stores = counts
         memory_counts = wide_loads, loads, wide_stores, stores
-        return Compiled(name, constants, threads, registers, shared, spills, stack, *memory_counts, total, loops)
+        found = *memory_counts, distributed, total
+        return Compiled(name, constants, threads, registers, shared, spills, stack, *found, loops)
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:

@@ -44,9 +44,9 @@ def test_the_logits_are_read_once(path: str, device: torch.device) -> None:
 def test_only_where_they_compile_without_spills(path: str) -> None:
     hopper, ampere, amd = launch.Device(32, 90), launch.Device(32, 80), launch.Device(64, 0)
     for n_cols, itemsize, ctas in ((70000, 2, 4), (70001, 2, 4), (262144, 2, 8), (65536, 4, 4), (262144, 4, 8)):
-        tile = launch.whole(n_cols, n_cols, 1, itemsize, 0, False, hopper)
+        tile = launch.whole(n_cols, n_cols, 1, itemsize, 0, launch.Holds(), hopper)
         assert tile is not None and tile.num_ctas == ctas and tile.block_n // ctas <= 32768
         for device in (ampere, amd):
-            assert launch.whole(n_cols, n_cols, 1, itemsize, 0, False, device) is None
-    assert launch.whole(262141, 262141, 1, 4, 0, False, hopper) is None
-    assert launch.whole(131072, 131072, 1, 4, 0, True, hopper) is None
+            assert launch.whole(n_cols, n_cols, 1, itemsize, 0, launch.Holds(), device) is None
+    assert launch.whole(262141, 262141, 1, 4, 0, launch.Holds(), hopper) is None
+    assert launch.whole(131072, 131072, 1, 4, 0, launch.Holds(smoothing=True), hopper) is None

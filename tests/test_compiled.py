@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from softxent import compiled, fused_softmax_xent
+from exactness import composed
+from softxent import LossAndStats, compiled, fused_softmax_xent, fused_softmax_xent_with_stats
+from softxent.functional import STATS
 
 TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
 
@@ -30,15 +32,25 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
     path: str, device: torch.device, kind: str, dynamic: bool
 ) -> None:
     step = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for options in ({}, {"reduction": "none", "label_smoothing": 0.1}, {"reduction": "sum", "weight": True}):
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"reduction": "none", "label_smoothing": 0.1},
+        {"reduction": "sum", "weight": True},
+        {"z_loss": 0.1, "softcap": 3.0, "logit_scale": 0.5, "sample_weight": True, "normalizer": 2.0},
+        {"logit_scale": torch.tensor(2.0), "normalizer": torch.tensor(3)},
+    )
+    for options in cases:
+        torch._dynamo.reset()
         for n_rows in (6, 4):
             logits = torch.randn(n_rows, 5, device=device, requires_grad=True)
             target = TARGETS[kind][:n_rows].to(device)
             inputs = (logits, target.requires_grad_()) if kind == "probabilities" else (logits,)
             if "weight" in options:
                 options["weight"] = torch.linspace(0.5, 2, 5, device=device)
+            if "sample_weight" in options:
+                options["sample_weight"] = torch.linspace(0, 2, n_rows, device=device)
             loss = step(logits, target, options)
-            expected = F.cross_entropy(logits * 2, target, **options) * 3  # type: ignore[arg-type]
+            expected = composed(logits * 2, target, **options) * 3
             torch.testing.assert_close(loss, expected)
             dloss = torch.randn_like(loss)
             torch.testing.assert_close(
@@ -58,30 +70,53 @@ def test_a_whole_graph_at_every_width(path: str, device: torch.device, n_cols: i
 
 
 @pytest.mark.parametrize(("dynamic", "most"), [(None, 2), (True, 1)])
-def test_a_schedule_of_label_smoothing_recompiles_at_most_once(
-    path: str, device: torch.device, dynamic: bool | None, most: int
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "logit_scale", "normalizer"])
+def test_a_schedule_recompiles_at_most_once(
+    path: str, device: torch.device, name: str, dynamic: bool | None, most: int
 ) -> None:
     counter = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
 
-    def smoothed(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-        return fused_softmax_xent(logits, target, label_smoothing=label_smoothing)
+    def scheduled(logits: Tensor, target: Tensor, number: float) -> Tensor:
+        return fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
 
-    step = torch.compile(smoothed, fullgraph=True, dynamic=dynamic, backend=counter)
+    step = torch.compile(scheduled, fullgraph=True, dynamic=dynamic, backend=counter)
     logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
-    for label_smoothing in (0.1, 0.2, 0.3, 0.4, 0.5):
-        expected = fused_softmax_xent(logits, target, label_smoothing=label_smoothing)
-        torch.testing.assert_close(step(logits, target, label_smoothing), expected)
+    for number in (0.1, 0.2, 0.3, 0.4, 0.5):
+        expected = fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
+        torch.testing.assert_close(step(logits, target, number), expected)
     assert counter.frame_count <= most
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_stats_in_a_whole_graph(path: str, device: torch.device, kind: str) -> None:
+    names = ("entropy", "prediction", "lse") if kind == "probabilities" else STATS
+
+    def op(logits: Tensor, target: Tensor) -> LossAndStats:
+        return fused_softmax_xent_with_stats(logits, target, stats=names, softcap=4.0, z_loss=0.1)
+
+    logits = torch.randn(6, 5, device=device, requires_grad=True)
+    target = TARGETS[kind].to(device)
+    results = torch.compile(op, fullgraph=True, backend="aot_eager")(logits, target), op(logits, target)
+    torch.testing.assert_close(*results)
+    gradients: list[Tensor] = []
+    for found in results:
+        assert found.entropy is not None and found.lse is not None
+        gradients += torch.autograd.grad(found.loss + (found.entropy * 2 + found.lse).sum(), logits)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(path: str, device: torch.device, dtype: torch.dtype) -> None:
-    eps = torch.tensor(0.1, dtype=torch.float64)
+    numbers = torch.tensor([0.1, 0.2, 3.0, 0.5], dtype=torch.float64)
     index = TARGETS["indices"].to(device)
     for shape in ((6, 5), (5, 6)):
         logits = torch.randn(shape, device=device, dtype=dtype)
         logits = (logits if shape == (6, 5) else logits.t()).requires_grad_()
         for weight in (None, torch.ones(5, device=device, dtype=dtype)):
-            torch.library.opcheck(compiled.row_loss, (logits, index, weight, -100, eps))
+            rows = torch.linspace(0, 1, 6, device=device)
+            torch.library.opcheck(
+                compiled.row_loss, (logits, index, weight, rows, None, -100, numbers, "lse prediction")
+            )
             soft = torch.rand(6, 5, device=device, dtype=dtype, requires_grad=True)
-            torch.library.opcheck(compiled.soft_target_loss, (logits, soft, weight, None))
+            scale = torch.tensor(0.5, device=device)
+            torch.library.opcheck(compiled.soft_target_loss, (logits, soft, weight, rows, scale, numbers))

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from softxent import fused_softmax_xent, softmax
+from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
 
 
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)  # torch operations look at targets on the host: a CPU's
-@pytest.mark.parametrize("kind", ["indices", "weight, smoothing", "probabilities", "none", "softmax"])
+@pytest.mark.parametrize(
+    "kind", ["indices", "weight, smoothing", "probabilities", "none", "softmax", "options", "stats", "learned"]
+)
 def test_nothing_is_read_from_the_device(
     path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -18,6 +20,7 @@ def test_nothing_is_read_from_the_device(
     target = torch.tensor([0, 1, 2, 3, -100, 4], device=device)
     weight, soft = torch.ones(10, device=device), torch.rand(6, 10, device=device)
     dloss = torch.ones(6, device=device)
+    number = torch.tensor(0.5, device=device)
 
     def raises(self: torch.Tensor, *_: Any, **__: Any) -> None:
         raise AssertionError("a value was read from the device")
@@ -30,6 +33,18 @@ def test_nothing_is_read_from_the_device(
         fused_softmax_xent(logits, soft, weight, label_smoothing=0.1).backward()
     elif kind == "none":
         fused_softmax_xent(logits, target, reduction="none").backward(dloss)
+    elif kind == "options":
+        for y in (target, soft):
+            tensors = {"logit_scale": number, "sample_weight": dloss, "normalizer": number}
+            fused_softmax_xent(logits, y, z_loss=0.1, softcap=3.0, **tensors).backward()  # type: ignore[arg-type]
+    elif kind == "stats":
+        found = fused_softmax_xent_with_stats(logits, target)
+        assert found.entropy is not None
+        (found.loss + found.entropy.sum()).backward()
+    elif kind == "learned":
+        fused_softmax_xent(logits, target, sample_weight=dloss.requires_grad_()).backward()
+        fused_softmax_xent(logits, target, logit_scale=number.requires_grad_()).backward()
+        assert dloss.grad is not None and number.grad is not None
     else:
         options = {"weight": weight, "label_smoothing": 0.1} if kind != "indices" else {}
         fused_softmax_xent(logits, target, **options).backward()  # type: ignore[arg-type]

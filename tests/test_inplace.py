@@ -173,3 +173,13 @@ def test_logits_that_have_to_be_copied_are_not_written(path: str, device: torch.
     assert torch.equal(logits, before)
     expected = torch.autograd.grad(fused_softmax_xent(leaf * 2, target), leaf)[0]
     torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_a_gradient_that_was_written_over_raises(path: str, device: torch.device) -> None:
+    leaf = torch.randn(4, 10, device=device, requires_grad=True)
+    logits = leaf * 2
+    loss = fused_softmax_xent(logits, torch.zeros(4, dtype=torch.int64, device=device), inplace=True)
+    with torch.no_grad():
+        logits.zero_()
+    with pytest.raises(RuntimeError, match="written to since"):
+        loss.backward()

@@ -20,12 +20,15 @@ def test_tiles_are_powers_of_two_that_cover_the_row_or_fill_the_budget(acc_bytes
         assert tile.block_m * tile.block_n <= budget
 
 
+PLAIN, SMOOTHED = launch.Holds(), launch.Holds(smoothing=True)
+
+
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_row_that_a_program_holds_fits_wherever_it_starts(itemsize: int, odd: bool) -> None:
     for n_cols in WIDTHS:
         stride = n_cols + (1 if odd else -n_cols % 16)
-        tile = launch.whole(n_cols, stride, 1, itemsize, 0, False, HOPPER)
+        tile = launch.whole(n_cols, stride, 1, itemsize, 0, PLAIN, HOPPER)
         if tile is None:
             assert n_cols > {2: 65536, 4: 32768, 8: 4096}[itemsize]
             continue
@@ -46,27 +49,44 @@ def test_rows_are_accessed_in_granules_of_16_bytes_where_they_have_them() -> Non
 
 
 def test_label_smoothing_of_odd_rows_is_summed_in_the_order_of_the_columns() -> None:
-    tile = launch.whole(1001, 1001, 1, 2, 0, True, HOPPER)
+    tile = launch.whole(1001, 1001, 1, 2, 0, SMOOTHED, HOPPER)
     assert tile is not None and tile.access == (1, False)
-    assert launch.whole(50257, 50257, 1, 2, 0, True, HOPPER) is None
-    tile = launch.whole(50257, 50257, 1, 2, 0, False, HOPPER)
+    assert launch.whole(50257, 50257, 1, 2, 0, SMOOTHED, HOPPER) is None
+    tile = launch.whole(50257, 50257, 1, 2, 0, PLAIN, HOPPER)
     assert tile is not None and tile.access == (8, True) and tile.packed
 
 
 def test_rows_that_would_spill_are_held_only_where_they_do_not() -> None:
-    def held(itemsize: int, odd: bool, smoothed: bool, device: launch.Device) -> int:
+    def held(itemsize: int, odd: bool, holds: launch.Holds, device: launch.Device) -> int:
         """The widest rows."""
         widths = [n - 7 * odd for n in (8192, 16384, 32768, 65536)]
-        tiles = [launch.whole(n, n, 1, itemsize, 0, smoothed, device) for n in widths]
+        tiles = [launch.whole(n, n, 1, itemsize, 0, holds, device) for n in widths]
         return max(n for n, tile in zip((8192, 16384, 32768, 65536), tiles, strict=True) if tile is not None)
 
     for device in (HOPPER, BLACKWELL, AMD):
-        assert held(4, False, False, device) == 32768
-        assert held(4, False, True, device) == 16384
-        assert held(2, False, True, device) == 16384
-    assert [held(4, True, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [32768, 16384, 16384]
-    assert [held(2, True, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 32768, 16384]
-    assert [held(2, False, False, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 65536, 32768]
+        assert held(4, False, PLAIN, device) == 32768
+        for holds in (
+            SMOOTHED,
+            launch.Holds(softcap=True),
+            launch.Holds(entropy_gradient=True),
+            launch.Holds(stats=True),
+        ):
+            assert held(4, False, holds, device) == 16384
+            assert held(2, False, holds, device) == 16384
+        for holds in (launch.Holds(softcap=True), launch.Holds(entropy_gradient=True), launch.Holds(stats=True)):
+            assert held(2, True, holds, device) == held(4, True, holds, device) == 8192
+    assert [held(4, True, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [32768, 16384, 16384]
+    assert [held(2, True, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 32768, 16384]
+    assert [held(2, False, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 65536, 32768]
+
+
+def test_no_program_has_more_threads_than_a_gpu_allows() -> None:
+    for device in (HOPPER, BLACKWELL, AMD):
+        for holds in (PLAIN, SMOOTHED, launch.Holds(softcap=True), launch.Holds(stats=True)):
+            for n_cols, itemsize in ((n, size) for n in WIDTHS for size in (2, 4, 8)):
+                for stride in (n_cols, n_cols + 16):
+                    tile = launch.whole(n_cols, stride, 1, itemsize, 0, holds, device)
+                    assert tile is None or tile.num_warps * device.warp_size <= 1024
 
 
 def test_accesses_to_few_classes_are_as_wide_as_every_row_allows() -> None:

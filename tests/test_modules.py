@@ -30,3 +30,46 @@ def test_is_a_cross_entropy_loss_with_the_same_state() -> None:
 def test_follows_its_inputs_dtype() -> None:
     module = FusedSoftmaxXent(torch.ones(5)).to(torch.bfloat16)
     assert module(LOGITS.bfloat16(), TARGET).dtype == torch.bfloat16
+
+
+def test_takes_what_the_function_takes(path: str, device: torch.device) -> None:
+    options = {"z_loss": 0.1, "softcap": 3.0, "logit_scale": 0.5, "label_smoothing": 0.1, "loss_dtype": torch.float64}
+    rows = torch.linspace(0, 1, 6, device=device)
+    module = FusedSoftmaxXent(**options)  # type: ignore[arg-type]
+    assert repr(module) == (
+        "FusedSoftmaxXent(z_loss=0.1, softcap=3.0, logit_scale=0.5, loss_dtype=torch.float64, label_smoothing=0.1)"
+    )
+    logits, target = LOGITS.to(device), TARGET.to(device)
+    found = module(logits, target, rows, 4.0)
+    expected = fused_softmax_xent(logits, target, sample_weight=rows, normalizer=4.0, **options)  # type: ignore[arg-type]
+    assert torch.equal(found, expected) and found.dtype == torch.float64
+    assert repr(FusedSoftmaxXent()) == "FusedSoftmaxXent()"
+
+
+def test_a_learned_logit_scale_is_trained(path: str, device: torch.device) -> None:
+    module = FusedSoftmaxXent(logit_scale=nn.Parameter(torch.tensor(0.5))).to(device)
+    (scale,) = module.parameters()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    logits = torch.nn.functional.one_hot(TARGET, 5).float().to(device)
+    losses = []
+    for _ in range(5):
+        loss = module(logits, TARGET.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True) and scale.item() > 0.5
+
+
+def test_a_logit_scale_that_is_a_tensor_goes_where_the_module_goes() -> None:
+    module = FusedSoftmaxXent(logit_scale=torch.tensor(0.5))
+    assert module.state_dict()["logit_scale"] == 0.5
+    assert module.to(torch.bfloat16).logit_scale.dtype == torch.bfloat16  # type: ignore[union-attr]
+    torch.testing.assert_close(module(LOGITS, TARGET), fused_softmax_xent(LOGITS, TARGET, logit_scale=0.5))
+
+
+def test_in_place_reaches_the_function(path: str, device: torch.device) -> None:
+    logits = LOGITS.clone().to(device).requires_grad_()
+    rows = logits * 1
+    FusedSoftmaxXent(inplace=True)(rows, TARGET.to(device)).backward()
+    assert logits.grad is not None and not torch.equal(rows, logits)

@@ -73,6 +73,23 @@ def test_a_step_reads_the_logits_once_and_writes_their_gradient_once(
     assert loaded <= 1 and stored <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1001), (3, 16000), (3, 50257)], ids=str)
+def test_no_option_costs_a_pass_over_the_logits(path: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """But those of which more is held or summed, at the widths where it no longer fits: README has the table."""
+    if shape[1] > 32768 and dtype == torch.float32:
+        pytest.skip("read twice without options too")
+    logits, target = example(*shape, dtype)
+    rows = torch.linspace(0.5, 1, shape[0])
+    scaled = {"z_loss": 1e-4, "logit_scale": 0.5, "sample_weight": rows, "normalizer": torch.tensor(3.0)}
+    loaded, stored = count(logits, target, **scaled)
+    assert loaded <= 1 and stored <= 1
+    if shape[1] <= launch.SPILLS:
+        weight = torch.linspace(0.5, 1, shape[1], dtype=dtype)
+        loaded, stored = count(logits, target, softcap=30.0, weight=weight, **scaled)
+        assert loaded <= 1 and stored <= 1
+
+
 @pytest.mark.parametrize(("n_cols", "dtype"), [(50257, torch.float32), (128256, torch.bfloat16)], ids=str)
 def test_a_row_that_no_program_holds_is_read_twice(path: str, n_cols: int, dtype: torch.dtype) -> None:
     loaded, stored = count(*example(2, n_cols, dtype))
@@ -148,6 +165,9 @@ def test_an_incoming_gradient_other_than_1_costs_a_pass_over_the_gradient(path: 
         ((20, 1000), torch.bfloat16, {}, 4),
         ((20, 1000), torch.bfloat16, {"label_smoothing": 0.1, "weight": True}, 4),
         ((20, 1000), torch.float16, {}, 4),
+        ((256, 10), torch.float32, {"z_loss": 0.1, "softcap": 3.0, "normalizer": torch.tensor([3.0])}, 2),
+        ((20, 1000), torch.float32, {"z_loss": 0.1, "softcap": 3.0, "normalizer": torch.tensor([3.0])}, 3),
+        ((20, 1000), torch.float32, {"normalizer": 3.0}, 4),
         ((20, 1000), torch.float32, {"reduction": "none"}, 2),
         ((2, 70001), torch.float16, {}, 4),
         ((2, 70001), torch.bfloat16, {"label_smoothing": 0.1}, 4),

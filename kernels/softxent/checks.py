@@ -1,6 +1,7 @@
 """What the arguments must be. PyTorch's exception types, and messages with the shapes and the values."""
 
 import numbers
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -72,7 +73,81 @@ def check_options(
         raise RuntimeError(f"loss_dtype must be float64, float32, bfloat16 or float16, got {loss_dtype}")
 
 
-def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None) -> None:
+def check_row_options(
+    z_loss: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | Tensor | None,
+) -> None:
+    for name, value in (("z_loss", z_loss), ("softcap", softcap)):
+        if not isinstance(value, numbers.Real) and not (name == "softcap" and value is None):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not 0 <= z_loss < float("inf"):  # NaN neither
+        raise RuntimeError(f"z_loss must be a finite number of at least 0, got {z_loss!r}")
+    # What multiplies: float32 has room for its inverse. No constants of the module, which a compiler would guard.
+    if softcap is not None and not 2.0**-100 <= softcap <= 2.0**100:
+        raise RuntimeError(f"softcap must be above 0 and at most 2**100, or None for no cap, got {softcap!r}")
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(f"normalizer is what a mean divides by: it does not go with reduction={reduction!r}")
+
+
+def check_logit_scale(logit_scale: float | Tensor, input: Tensor) -> float | Tensor:
+    scale = check_number("logit_scale", logit_scale, input)
+    if not isinstance(scale, Tensor) and not 2.0**-100 <= scale <= 2.0**100:
+        raise RuntimeError(f"logit_scale must be above 0 and at most 2**100, got {logit_scale!r}")
+    return scale
+
+
+def check_number(name: str, value: float | Tensor, input: Tensor) -> float | Tensor:
+    """A number as float; a tensor of one as a tensor [] on the device of the logits, or as float if it is elsewhere."""
+    if isinstance(value, float):  # while compiling a symbol, which float() would fix
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number or a tensor of one, not {type(value).__name__}")
+    if value.numel() != 1 or value.is_complex():
+        raise RuntimeError(f"{name} must be one real number, got {value.dtype} of shape {tuple(value.shape)}")
+    if value.device != input.device:
+        if value.device.type != "cpu":
+            raise RuntimeError(f"input is on {input.device} but {name} is on {value.device}")
+        if value.requires_grad and torch.is_grad_enabled():
+            return value.to(input.device).reshape(())
+        return float(value.item())
+    return value.reshape(())
+
+
+def check_sample_weight(sample_weight: Tensor, input: Tensor, target: Tensor, shape: torch.Size) -> Tensor:
+    """The weights of rows as floating point."""
+    if not isinstance(sample_weight, Tensor):
+        raise TypeError(f"sample_weight must be a Tensor, not {type(sample_weight).__name__}")
+    if sample_weight.shape != shape and not (sample_weight.shape == target.shape != input.shape):
+        raise RuntimeError(
+            f"sample_weight must have shape {tuple(shape)}, one for each row, got {tuple(sample_weight.shape)}"
+        )
+    if sample_weight.device != input.device:
+        raise RuntimeError(f"input is on {input.device} but sample_weight is on {sample_weight.device}")
+    if sample_weight.is_complex():
+        raise RuntimeError(f"sample_weight must be real, got {sample_weight.dtype}")
+    acc = torch.promote_types(input.dtype, torch.float32)
+    return sample_weight if sample_weight.is_floating_point() else sample_weight.to(acc)
+
+
+def check_stats(stats: Iterable[str], known: tuple[str, ...], target: Tensor, inplace: bool) -> tuple[str, ...]:
+    wanted = (stats,) if isinstance(stats, str) else tuple(stats)
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of the stats: {', '.join(known)}")
+        if name in ("target_logprob", "correct") and isinstance(target, Tensor) and target.is_floating_point():
+            raise RuntimeError(f"{name} is for class indices: with probabilities ask for lse, entropy and prediction")
+    if inplace:
+        raise RuntimeError(
+            "inplace=True writes the gradient over the logits that stats are computed from: leave it out"
+        )
+    return wanted
+
+
+def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None, logit_scale: float | Tensor) -> None:
     """Whether the gradient may be written over `logits`, which are the rows of `input` or a copy of them."""
     if torch.compiler.is_compiling():
         raise RuntimeError("inplace=True does not go with torch.compile: leave it out there")
@@ -80,6 +155,8 @@ def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None) -> None:
         raise RuntimeError("inplace=True does not go with torch.func transforms or forward-mode AD: leave it out there")
     if weight is not None and weight.requires_grad:
         raise RuntimeError("inplace=True does not go with a weight that requires a gradient: pass weight.detach()")
+    if isinstance(logit_scale, Tensor) and logit_scale.requires_grad:
+        raise RuntimeError("inplace=True does not go with a logit_scale that requires a gradient: it is of the logits")
     base = logits if logits._base is None else logits._base
     if base.is_leaf and base.requires_grad:
         raise RuntimeError(

@@ -29,13 +29,15 @@ WHOLE = {
         (16384, 1, 16),
         (32768, 1, 16),
     ),
-    8: ((64, 8, 4), (128, 4, 4), (256, 2, 4), (512, 1, 2), (1024, 1, 4), (2048, 1, 8), (4096, 1, 16)),
+    8: ((64, 8, 4), (128, 4, 4), (256, 1, 1), (512, 1, 2), (1024, 1, 4), (2048, 1, 8), (4096, 1, 16)),
 }
 # 16-bit rows once more as wide, kept packed. A row of that width as float32 would fill every register.
 PACKED = (65536, 1, 16)
-# Where the widest tile would spill: rows with label smoothing, which sum twice; and odd rows on devices whose compiler
-# needs a few registers more.
+# Where the widest tile would spill: rows of which more is held or summed; and odd rows on devices whose compiler needs
+# a few registers more.
 SPILLS = 16384  # columns that do not
+
+THREADS = 1024  # a program has no more
 
 # Rows that no program holds, held by the programs of a cluster, which reduce through each other's shared memory, by
 # itemsize: columns and programs. Triton >= 3.8 compiles it for Hopper and Blackwell. It has never been run: off.
@@ -64,6 +66,15 @@ class Device(NamedTuple):
 class Access(NamedTuple):
     granule: int  # values in 16 bytes, where they lie side by side; 1: value by value
     odd: bool  # whether rows start and end within a granule
+
+
+class Holds(NamedTuple):
+    """What a program holds of a row besides its values, or sums besides their exponentials."""
+
+    smoothing: bool = False
+    softcap: bool = False
+    entropy_gradient: bool = False
+    stats: bool = False  # entropy or prediction
 
 
 class Whole(NamedTuple):
@@ -110,25 +121,34 @@ def whole(
     stride_col: int,
     itemsize: int,
     address: int,
-    smoothed: bool,
+    holds: Holds,
     device: Device,
 ) -> Whole | None:
     """The tile for rows that fit into a program's registers, or None.
 
-    smoothed: their label smoothing is not 0: the sum that it needs has to be taken in the order of the columns, value
-    by value.
+    The sum that label smoothing needs has to be taken in the order of the columns: of odd rows, value by value.
     """
     how = access(n_cols, stride_row, stride_col, itemsize, address)
-    if how.odd and smoothed:
+    if how.odd and holds.smoothing:
         how = Access(1, False)
     if how.granule == 1 and n_cols > BY_VALUE:
         return None
     blackwell, amd = device.arch >= 100, device.warp_size == 64
-    spills = smoothed or (how.odd and (amd or (blackwell and itemsize == 4)))
+    spills = any(holds) or (how.odd and (amd or (blackwell and itemsize == 4)))
+    widest = WHOLE[max(4, itemsize)][-1][0]
+    if spills:
+        widest = SPILLS // 2 if how.odd and any(holds) else SPILLS
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
-        if n_cols <= block_n and not (spills and block_n > SPILLS):
+        if n_cols <= block_n <= widest:
+            ends = how.odd and (holds.stats or holds.entropy_gradient) and num_warps < 16
+            if holds.smoothing or holds.softcap or ends:
+                # Fewer values a thread. Of odd rows no bit changes, with stats or without.
+                fewer = (block_m // 2, num_warps) if block_m > 1 else (1, 2 * num_warps)
+                threads = fewer[1] * device.warp_size
+                if threads <= THREADS and fewer[0] * block_n >= threads * how.granule:
+                    block_m, num_warps = fewer
             return Whole(block_m, block_n, num_warps, how)
-    packs = itemsize == 2 and not smoothed and how.granule > 1 and not amd and not (blackwell and how.odd)
+    packs = itemsize == 2 and not any(holds) and how.granule > 1 and not amd and not (blackwell and how.odd)
     if packs and n_cols <= PACKED[0]:
         return Whole(PACKED[1], PACKED[0], PACKED[2], how, packed=True)
     if CLUSTERS and not spills and itemsize < 8 and device.arch >= 90:
@@ -137,6 +157,13 @@ def whole(
             if n_cols <= block_n and fits:
                 return Whole(1, block_n, WHOLE[4][-1][2], how, num_ctas=num_ctas)
     return None
+
+
+def unroll(itemsize: int, holds: Holds, device: Device) -> int:
+    """Vectors that a thread loads at a time where rows are streamed: fewer where more is summed, or it would spill."""
+    vectors = 2 if itemsize == 8 else 4
+    one = holds.softcap or (holds.stats and device.arch < 90)
+    return 1 if one else vectors // 2 if any(holds) else vectors
 
 
 def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int) -> int:

@@ -1,18 +1,55 @@
 """The operation as a module."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from .functional import fused_softmax_xent
 
 
 class FusedSoftmaxXent(nn.CrossEntropyLoss):
-    """nn.CrossEntropyLoss(weight, size_average, ignore_index, reduce, reduction, label_smoothing), fused.
+    """nn.CrossEntropyLoss(weight, size_average, ignore_index, reduce, reduction, label_smoothing), fused, and more:
+
+    Args:
+        z_loss, softcap, logit_scale, loss_dtype, inplace: as for `fused_softmax_xent`. A logit_scale that is a
+            parameter becomes one of the module's, and is trained; one that is a tensor becomes a buffer.
 
     Shapes, dtypes and errors are those of `fused_softmax_xent`. A subclass, so that code which asks
     `isinstance(criterion, nn.CrossEntropyLoss)` goes on working, and with the same state_dict.
     """
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float | Tensor = 1.0,
+        loss_dtype: torch.dtype | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss, self.softcap = z_loss, softcap
+        if isinstance(logit_scale, Tensor) and not isinstance(logit_scale, nn.Parameter):
+            self.register_buffer("logit_scale", logit_scale)
+        else:
+            self.logit_scale = logit_scale
+        self.loss_dtype, self.inplace = loss_dtype, inplace
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """sample_weight, normalizer: of this batch, as for `fused_softmax_xent`."""
         return fused_softmax_xent(
             input,
             target,
@@ -20,4 +57,25 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            sample_weight=sample_weight,
+            normalizer=normalizer,
+            loss_dtype=self.loss_dtype,
+            inplace=self.inplace,
         )
+
+    def extra_repr(self) -> str:
+        """What differs from the defaults."""
+        options: dict[str, Any] = {
+            "z_loss": 0.0,
+            "softcap": None,
+            "logit_scale": 1.0,
+            "loss_dtype": None,
+            "inplace": False,
+        }
+        options |= {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+        values = {name: getattr(self, name) for name in options}
+        named = (f"{name}={x!r}" for name, x in values.items() if isinstance(x, Tensor) or x != options[name])
+        return ", ".join(named)

@@ -13,18 +13,29 @@ With class weights w and label smoothing eps, PyTorch's cross-entropy is the cho
     c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j         for a class index y; c = 0 for an ignored row
     c_j = w_j * ((1 - eps) * t_j + eps / n_cols)                    for a row of probabilities t
 
+and beyond it, for logits x, a z-loss zeta, and a row that counts v times (w_y, or 1 for probabilities),
+
+    z_j   = softcap * tanh(logit_scale * x_j / softcap)
+    lse   = m + log(1 + rest)
+    loss += zeta * v * lse^2
+
 A term with c_j = 0 is selected out, never multiplied: 0 * inf is NaN. Leaving the largest term out of `rest` keeps
 log1p exact where the model is confident: log(1 + 1e-9) is 0 in float32, log1p(1e-9) is not.
 
 All of it may be differentiated, batched by vmap, and pushed forward: it also serves where autograd asks for more than a
 gradient.
 
-Source: torch.nn.functional.cross_entropy; log-sum-exp as in Blanchard, Higham and Higham (2021), "Accurately computing
-the log-sum-exp and softmax functions", which leaves the largest term out of the sum likewise.
+Sources: torch.nn.functional.cross_entropy; z-loss from Chowdhery et al. (2022), "PaLM"; softcap from Gemma Team (2024),
+"Gemma 2"; a learned logit scale from Radford et al. (2021), "CLIP"; log-sum-exp as in Blanchard, Higham and Higham
+(2021), "Accurately computing the log-sum-exp and softmax functions", which leaves the largest term out of the sum
+likewise.
 """
 
 import torch
 from torch import Tensor
+
+from .options import Inputs, Options, Stats
+from .transforms import in_transform
 
 
 def coefficients(
@@ -48,51 +59,124 @@ def coefficients(
     return c.masked_fill(missing, float("nan")).masked_fill(ignored, 0)
 
 
-def row_loss(
-    logits: Tensor,  # [n_rows, n_cols]
-    target: Tensor,  # [n_rows] int, or [n_rows, n_cols] floating point
-    weight: Tensor | None = None,  # [n_cols]
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The loss of each row, [n_rows], in float64 for float64 logits and in float32 otherwise."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not target.is_floating_point():
-        z = z.masked_fill((target.long() == ignore_index)[:, None], 0)  # before any arithmetic: it may hold NaN
-    c = coefficients(target, z.shape[1], weight, ignore_index, label_smoothing, z.dtype)
+def counts(inputs: Inputs, options: Options, dtype: torch.dtype) -> Tensor:
+    """v, how often a row counts in the mean [n_rows]: w_y, 0 for an ignored row; 1 for probabilities."""
+    target, weight = inputs.target, inputs.weight
+    if target.is_floating_point():
+        return torch.ones(len(target), dtype=dtype, device=target.device)
+    y = target.long()
+    w = torch.ones(len(y), dtype=dtype, device=y.device)
+    if weight is not None:
+        w = weight.to(dtype)[y.clamp(0, len(weight) - 1)]
+    return w.masked_fill(y == options.ignore_index, 0)
+
+
+def unread(inputs: Inputs, options: Options, differentiated: bool) -> Tensor | None:
+    """Rows that are left out whatever is in them [n_rows]: ignored, or of sample weight 0. None for none.
+
+    differentiated: whether the sample weight may be, and a row of weight 0 have a derivative along it.
+    """
+    v = inputs.sample_weight
+    masks = []
+    if not inputs.target.is_floating_point():
+        masks.append(inputs.target.long() == options.ignore_index)
+    if v is not None and not (
+        differentiated and (v.requires_grad or (not torch.compiler.is_compiling() and in_transform(v)))
+    ):
+        masks.append(v == 0)
+    return torch.stack(masks).any(0) if masks else None
+
+
+def logit_map(x: Tensor, options: Options, logit_scale: Tensor | None = None) -> Tensor:
+    """z = softcap * tanh(logit_scale * x / softcap), elementwise."""
+    if logit_scale is not None:
+        scale = logit_scale.to(x.dtype)
+        finite = x.isfinite()  # selected: the derivative along the scale would be 0 * inf
+        scaled = torch.where(finite, x, 0) * torch.where(scale > 0, scale, float("nan"))
+        x = torch.where(finite, scaled, x)
+    elif options.logit_scale != 1:
+        x = x * options.logit_scale
+    return x if options.softcap is None else options.softcap * _tanh(x / options.softcap)
+
+
+def _tanh(u: Tensor) -> Tensor:
+    """With a derivative that keeps its digits where it is small: 1 - tanh^2 cancels."""
+
+    def above(v: Tensor) -> Tensor:
+        return -(-2 * v).expm1() / (1 + (-2 * v).exp())
+
+    return torch.where(u < 0, -above((-u).clamp(min=0)), above(u.clamp(min=0)))
+
+
+def _log_sum(inputs: Inputs, options: Options, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z [n_rows, n_cols], where its largest is, that [n_rows, 1], and log(1 + rest) [n_rows]. out: rows not to read."""
+    x = inputs.logits.to(torch.promote_types(inputs.logits.dtype, torch.float32))
+    if out is not None:
+        x = x.masked_fill(out[:, None], 0)  # before any arithmetic: it may hold NaN
+    z = logit_map(x, options, inputs.logit_scale)
     k = z.detach().argmax(1, keepdim=True)
     is_max = torch.arange(z.shape[1], device=z.device) == k
     m = z.gather(1, k)
     rest = (z - m).exp().masked_fill(is_max, 0).sum(1) + (m - m)[:, 0]  # + NaN where m is infinite
+    return z, is_max, m, rest.log1p()
+
+
+def row_loss(inputs: Inputs, options: Options) -> Tensor:
+    """The loss of each row, times its sample weight, [n_rows]: float64 for float64 logits, float32 otherwise."""
+    out = unread(inputs, options, differentiated=True)
+    z, is_max, m, log_d = _log_sum(inputs, options, out)
+    weight, eps = inputs.weight, options.label_smoothing
+    c = coefficients(inputs.target, z.shape[1], weight, options.ignore_index, eps, z.dtype)
     # z_k's own gap is 0 whatever z_k is: selected out too, or autograd would add 1 and -1 to a gradient of 1e-18.
     spread = torch.where(is_max | (c == 0), 0, c * (m - z)).sum(1)
-    return c.sum(1) * rest.log1p() + spread
+    loss = c.sum(1) * log_d + spread
+    if options.z_loss:
+        v = counts(inputs, options, z.dtype)
+        loss = loss + torch.where(v == 0, 0, options.z_loss * v * (m[:, 0] + log_d) ** 2)
+    if inputs.sample_weight is not None:
+        loss = loss * inputs.sample_weight.to(loss.dtype)
+    return loss if out is None else loss.masked_fill(out, 0)
 
 
-def softmax_xent(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> Tensor:
+def softmax_xent(inputs: Inputs, options: Options) -> Tensor:
     """`row_loss` reduced as torch.nn.functional.cross_entropy does.
 
-    The mean divides by the sum of the weights of the targets that count; by the number of rows for probabilities.
+    The mean divides by the sum of the weights of the targets that count, by the number of rows for probabilities, or by
+    the given normalizer.
     """
-    loss = row_loss(logits, target, weight, ignore_index, label_smoothing)
-    if reduction == "none":
+    loss = row_loss(inputs, options)
+    if options.reduction == "none":
         return loss
-    if reduction == "sum":
+    if options.reduction == "sum":
         return loss.sum()
-    if target.is_floating_point():
-        return loss.sum() / len(loss)
-    kept = target.long() != ignore_index
-    w = torch.ones_like(loss)
-    if weight is not None:
-        w = weight.to(loss.dtype)[target.long().clamp(0, len(weight) - 1)]
-    return loss.sum() / w.masked_fill(~kept, 0).sum()
+    if inputs.normalizer is not None:
+        return loss.sum() / inputs.normalizer.to(loss.dtype).reshape(())
+    n = counts(inputs, options, loss.dtype).sum()
+    return loss.sum() / torch.where(n == 0, float("nan"), n)  # nothing to average
+
+
+def row_stats(inputs: Inputs, options: Options) -> Stats:
+    """lse, entropy, log-probability of the target class (indices only) and the likeliest class, of each row [n_rows].
+
+    0 of rows that are left out, and class -1; that too where there is no softmax: NaN, +inf, or nothing but -inf.
+    """
+    out = unread(inputs, options, differentiated=False)
+    z, _, m, log_d = _log_sum(inputs, options, out)
+    log_p = (z - m) - log_d[:, None]
+    p = log_p.exp()
+    entropy = -(p * torch.where(p == 0, 0, log_p)).sum(1)
+    lse = m[:, 0] + log_d
+    prediction = z.argmax(1).masked_fill(lse.isnan(), -1)
+    target_logprob = None
+    if not inputs.target.is_floating_point():
+        y = inputs.target.long()
+        missing = (y < 0) | (y >= z.shape[1])
+        target_logprob = log_p.gather(1, y.clamp(0, z.shape[1] - 1)[:, None])[:, 0].masked_fill(missing, float("nan"))
+        assert out is not None
+        target_logprob = target_logprob.masked_fill(out, 0)
+    if out is not None:
+        lse, entropy, prediction = lse.masked_fill(out, 0), entropy.masked_fill(out, 0), prediction.masked_fill(out, -1)
+    return Stats(lse, entropy, target_logprob, prediction)
 
 
 def softmax(z: Tensor) -> Tensor:

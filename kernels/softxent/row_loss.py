@@ -1,18 +1,16 @@
-"""The loss of rows of logits, reduced, as one differentiable operation: row_loss(logits, target) -> loss.
+"""The loss of rows of logits, reduced, as one differentiable operation: row_loss(inputs, options) -> loss, stats.
 
 Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Triton kernels. Each gives
 
-    forward(logits, target, weight, ignore_index, label_smoothing, reduction, dtype, needs_grad, inplace)
-        -> loss, kept
-    backward(dloss, logits, target, weight, ignore_index, label_smoothing, reduction, kept, inplace)
-        -> dlogits
+    forward(inputs, options, dtype, needs_grad, inplace, wanted) -> loss, stats, kept
+    backward(dloss, dstats, inputs, options, kept, inplace) -> dlogits
 
 and may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
 inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
 passes on one graph gives the same gradient; but with `inplace` the gradient goes over the logits, in the pass that
-makes it, and is had once. Where a backward pass is itself recorded or batched, the gradient is that
-of the reference formula, which torch can treat so. What `kept` holds is not seen by saved-tensor hooks, such as those
-that offload.
+makes it, and is had once. Where a stat has an incoming gradient, that of the logits is made anew, in backward. Where a
+backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
+What `kept` holds is not seen by saved-tensor hooks, such as those that offload.
 """
 
 from typing import Any
@@ -22,78 +20,129 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import implementation
+from .options import DIFFERENTIABLE, Inputs, Options, Stats, empty_stats
 from .transforms import in_higher_order_backward
+
+NOTHING: frozenset[str] = frozenset()
+CHUNK = 1 << 24  # values at a time
 
 
 def row_loss(
-    logits: Tensor,  # [n_rows, n_cols] any strides
-    target: Tensor,  # [n_rows] int
-    weight: Tensor | None,  # [n_cols]
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
+    inputs: Inputs,
+    options: Options,
     dtype: torch.dtype,
     inplace: bool = False,
-) -> Tensor:
-    """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean."""
-    options = ignore_index, label_smoothing, reduction
-    needs_grad = torch.is_grad_enabled() and logits.requires_grad  # inside the Function it cannot be known
-    return RowLoss.apply(logits, target, weight, dtype, needs_grad, inplace, *options)  # type: ignore[no-any-return]
+    wanted: frozenset[str] = NOTHING,
+) -> tuple[Tensor, Stats]:
+    """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean; and the stats wanted."""
+    learned = inputs.logits.requires_grad or (inputs.logit_scale is not None and inputs.logit_scale.requires_grad)
+    needs_grad = torch.is_grad_enabled() and learned  # inside the Function it cannot be known
+    out = RowLoss.apply(*inputs, options, dtype, needs_grad, inplace, wanted)
+    return (out[0], Stats(*out[1:])) if wanted else (out, Stats())
 
 
 class RowLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        dtype: torch.dtype,
-        needs_grad: bool,
-        inplace: bool,
-        *options: Any,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        inputs = Inputs(*arguments[:6])
+        options, dtype, needs_grad, inplace, wanted = arguments[6:]
+        logits = inputs.logits
         if len(logits) == 0:
-            loss, kept = _loss_of_nothing(logits, *options).to(dtype), []
+            loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
         else:
             module = implementation(logits, "row_loss")
-            loss, kept = module.forward(logits, target, weight, *options, dtype, needs_grad, inplace)
+            loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
         if needs_grad:
             written = inplace and len(logits) > 0 and kept[0] is not None
             if written:
                 torch.autograd.graph.increment_version(logits)
-            ctx.save_for_backward(None if written else logits, target, weight)
-            ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
-        return loss  # type: ignore[no-any-return]
+                ctx.version = logits._version
+            ctx.save_for_backward(None if written else logits, *inputs[1:])
+            ctx.kept, ctx.options, ctx.inplace, ctx.wanted = kept, options, inplace, wanted
+        if not wanted:
+            return loss
+        ctx.set_materialize_grads(False)
+        if stats.prediction is not None:
+            ctx.mark_non_differentiable(stats.prediction)
+        return loss, *stats
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (dloss,) = grad_outputs
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        dloss, dstats = grad_outputs[0], Stats(*grad_outputs[1:4])
+        given = [x for x in grad_outputs[:4] if x is not None]
+        higher_order = bool(given) and any(in_higher_order_backward(x) for x in given)
         if ctx.inplace:
             if ctx.kept is None:
                 raise RuntimeError("a second backward pass after inplace=True: the logits are gone. Leave it out")
-            if in_higher_order_backward(dloss):
+            if higher_order:
                 raise RuntimeError("a recorded or batched backward pass after inplace=True: leave it out")
-        logits, target, weight = ctx.saved_tensors
-        if logits is None:
-            logits = ctx.kept[0]
-        if len(logits) == 0:
+        inputs = Inputs(*ctx.saved_tensors)
+        if inputs.logits is None:
+            if ctx.kept[0]._version != ctx.version:
+                raise RuntimeError("the logits, which hold their gradient after inplace=True, were written to since")
+            inputs = inputs._replace(logits=ctx.kept[0])
+        logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
+        if higher_order:
+            dlogits, dscale = _gradients_by_reference(dloss, dstats, inputs, options)
+            return dlogits, *[None] * 4, dscale, *[None] * 5
+        if len(logits) == 0 or not given:
             dlogits = torch.zeros_like(logits)
-        elif in_higher_order_backward(dloss):
-            record = torch.is_grad_enabled()
-            with torch.enable_grad():
-                z = logits.view_as(logits)  # an alias, or the hooks of the logits would run here as well
-                loss = reference.softmax_xent(z, target, weight, *ctx.options)
-            (dlogits,) = torch.autograd.grad(loss, z, dloss.to(loss.dtype), create_graph=record)
         else:
+            kept = ctx.kept
+            if dloss is None:  # no gradient of a loss that may be undefined, or divided by nothing
+                dloss = logits.new_zeros((), dtype=given[0].dtype).expand(len(logits))
+                inputs, options = inputs._replace(normalizer=None), options._replace(reduction="none")
+                kept = [None, None, *kept[2:]] if len(kept) > 2 else [None, *kept[1:]]
             module = implementation(logits, "row_loss")
-            dlogits = module.backward(dloss, logits, target, weight, *ctx.options, ctx.kept, ctx.inplace)
+            dlogits = module.backward(dloss, dstats, inputs, options, kept, ctx.inplace)
         if ctx.inplace:
             ctx.kept = None
             torch.autograd.graph.increment_version(dlogits)
-        return dlogits, *[None] * 8
+        dscale = None
+        if ctx.needs_input_grad[5]:
+            assert scale is not None
+            dscale = _gradient_of_scale(dlogits, logits, scale)
+        return dlogits, *[None] * 4, dscale, *[None] * 5
 
 
-def _loss_of_nothing(logits: Tensor, ignore_index: int, label_smoothing: float, reduction: str) -> Tensor:
-    rows = logits.new_zeros(0, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
+def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
+    """dloss/ds = sum dloss/dx * x / s, since z depends on x and s by their product; a masked class is left out."""
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    total = torch.zeros((), dtype=acc, device=logits.device)
+    step = max(1, CHUNK // max(1, logits.shape[1]))
+    for start in range(0, len(logits), step):
+        x = logits[start : start + step].to(acc)
+        total = total + torch.where(x.isfinite(), x, 0).mul_(dlogits[start : start + step]).sum()
+    return (total / scale).to(scale.dtype)
+
+
+def _gradients_by_reference(
+    dloss: Tensor | None, dstats: Stats, inputs: Inputs, options: Options
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the logits and of their scale, by torch operations, which may be recorded or batched."""
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = inputs.logits.view_as(inputs.logits)  # an alias, or the hooks of the logits would run here as well
+        s = None if inputs.logit_scale is None else inputs.logit_scale.view_as(inputs.logit_scale)
+        inputs = inputs._replace(logits=z, logit_scale=s)
+        pairs = []
+        if dloss is not None:
+            pairs.append((reference.softmax_xent(inputs, options), dloss))
+        if any(x is not None for x in dstats):
+            stats = reference.row_stats(inputs, options)
+            pairs += [(getattr(stats, name), getattr(dstats, name)) for name in DIFFERENTIABLE]
+            pairs = [(y, dy) for y, dy in pairs if dy is not None]
+    outputs, grads = [y for y, _ in pairs], [dy.to(y.dtype) for y, dy in pairs]
+    leaves = [x for x in (z, s) if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, leaves, grads, create_graph=record))
+    dlogits, dscale = (next(found) if x is not None and x.requires_grad else None for x in (z, s))
+    return dlogits, dscale
+
+
+def _loss_of_nothing(inputs: Inputs, options: Options) -> Tensor:
+    rows = inputs.logits.new_zeros(0, dtype=torch.promote_types(inputs.logits.dtype, torch.float32))
+    if options.reduction == "none":
+        return rows
+    if options.reduction == "mean" and inputs.normalizer is not None:
+        return rows.sum() / inputs.normalizer[0]
+    return rows.sum() if options.reduction == "sum" else rows.mean()

@@ -7,6 +7,8 @@ p = softmax(z) and target y:
     -log p_y   = log1p(miss / p_y)            exact at both ends
     dloss/dz_j =  a * p_j  - c_j              j != y
     dloss/dz_y = eps / n_cols * (sum_k w_k * p_y - w_y) - (1 - eps) * w_y * miss
+    lse        = m - log p_k                  z_k = m the largest
+    entropy    = -sum_j p_j * log p_j
 
 Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
 pass multiplies it by the incoming gradient unless that is 1: one softmax a step (two under label smoothing), and no
@@ -16,69 +18,103 @@ through a float32 scratch of some rows.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..normalizer import normalizer
+from ..options import Inputs, Options, Stats, empty_stats
 
 CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
 FEW = 64  # classes
+NO_STATS = Stats()
 
 
 def forward(
-    logits: Tensor,  # [n_rows, n_cols] any strides
-    target: Tensor,  # [n_rows] int
-    weight: Tensor | None,  # [n_cols]
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    dtype: torch.dtype,
-    needs_grad: bool,
-    inplace: bool,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss in `dtype`, and what `backward` wants: its gradient, where that is worth keeping.
+    inputs: Inputs, options: Options, dtype: torch.dtype, needs_grad: bool, inplace: bool, wanted: frozenset[str]
+) -> tuple[Tensor, Stats, list[Tensor | None]]:
+    """The loss in `dtype`, the stats, and what `backward` wants: its gradient, where that is worth keeping.
 
     Raises IndexError for a target that is neither `ignore_index` nor in [0, n_cols).
     """
-    y, ignored = _classes(target, logits.shape[1], ignore_index)
-    factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
+    inputs = _computed(inputs)
+    logits, reduction = inputs.logits, options.reduction
+    rows = _Rows(inputs, options, *_classes(inputs, options))
+    factor = _factor(rows)
     now = needs_grad and _survives_a_factor(logits, reduction)
     dlogits = _gradient_like(logits, inplace) if now else None
-    loss = _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)
+    stats = empty_stats(wanted, logits) if wanted else NO_STATS
+    loss = _in_chunks(rows, dlogits, _times(factor, inputs.sample_weight), stats, NO_STATS)
+    if inputs.sample_weight is not None:
+        loss = loss * inputs.sample_weight
     if reduction != "none":
         loss = loss.sum()
-    return (loss if factor is None else loss * factor).to(dtype), [dlogits, ignored]
+    return (loss if factor is None else loss * factor).to(dtype), stats, [dlogits, rows.skipped]
 
 
 def backward(
     dloss: Tensor,  # () or, for reduction="none", [n_rows]
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
+    dstats: Stats,
+    inputs: Inputs,
+    options: Options,
     kept: list[Tensor | None],
     inplace: bool,
 ) -> Tensor:
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
-    (dlogits, ignored), kept[0] = kept, None
+    (dlogits, skipped), kept[0] = kept, None
+    inputs = _computed(inputs)
+    logits = inputs.logits
     dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
-    if dlogits is None:
-        y, ignored = _classes(target, logits.shape[1], ignore_index)
-        factor = _factor(target, ignored, weight, ignore_index, reduction, logits)
-        dlogits = _gradient_like(logits, inplace)
-        if not _survives_a_factor(logits, reduction):
-            both = dloss if factor is None else dloss * factor
-            _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, both)
+    at_once = all(x is None for x in dstats) and _survives_a_factor(logits, options.reduction)
+    if dlogits is None or not at_once:
+        rows = _Rows(inputs, options, *_classes(inputs, options))
+        skipped = rows.skipped
+        scale = _times(_factor(rows), inputs.sample_weight)
+        if dlogits is None:
+            dlogits = _gradient_like(logits, inplace)
+        if not at_once:
+            _in_chunks(rows, dlogits, _times(scale, dloss), NO_STATS, dstats)
             return dlogits
-        _in_chunks(logits, y, ignored, weight, label_smoothing, dlogits, factor)  # the first pass's, bit for bit
+        _in_chunks(rows, dlogits, scale, NO_STATS, NO_STATS)  # the first pass's, bit for bit
     if dloss.dim() == 0:
-        scale = dloss.item()
-        # Ignored rows are 0 already, and stay so: 0 * inf is NaN.
-        return dlogits if scale == 1 else _rows_times(dlogits, dloss, None if math.isfinite(scale) else ignored)
-    return _rows_times(dlogits, dloss[:, None], ignored)
+        factor = dloss.item()
+        # Rows that do not count are 0 already, and stay so: 0 * inf is NaN.
+        return dlogits if factor == 1 else _rows_times(dlogits, dloss, None if math.isfinite(factor) else skipped)
+    return _rows_times(dlogits, dloss[:, None], skipped)
+
+
+def _computed(inputs: Inputs) -> Inputs:
+    """With weights in the dtype that the logits are computed in."""
+    acc = torch.promote_types(inputs.logits.dtype, torch.float32)
+    weight, sample_weight = (None if x is None else x.to(acc) for x in (inputs.weight, inputs.sample_weight))
+    return inputs._replace(weight=weight, sample_weight=sample_weight)
+
+
+class _Rows(NamedTuple):
+    """Some of the rows of a call, with `part`."""
+
+    inputs: Inputs
+    options: Options
+    y: Tensor  # [n_rows] int64
+    skipped: Tensor | None  # [n_rows] bool: rows that do not count; None for none
+
+    def part(self, part: slice) -> "_Rows":
+        inputs = self.inputs._replace(logits=self.inputs.logits[part])
+        return self._replace(
+            inputs=inputs, y=self.y[part], skipped=None if self.skipped is None else self.skipped[part]
+        )
+
+    @property
+    def mapped(self) -> bool:
+        return self.options.maps(self.inputs)
+
+    def z(self, logits: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """In a new tensor or in `out`; the logits themselves where there is nothing to do."""
+        if not self.mapped:
+            return logits.to(dtype) if out is None else out.copy_(logits)
+        z = logits.to(dtype, copy=True) if out is None else out.copy_(logits)
+        return map_(z, self.inputs, self.options)
 
 
 def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
@@ -90,112 +126,231 @@ def _survives_a_factor(logits: Tensor, reduction: str) -> bool:
     return logits.itemsize >= 4 or (logits.dtype == torch.bfloat16 and reduction != "none")
 
 
-def _factor(
-    target: Tensor, ignored: Tensor | None, weight: Tensor | None, ignore_index: int, reduction: str, logits: Tensor
-) -> Tensor | float | None:
+def _factor(rows: _Rows) -> Tensor | float | None:
     """1 / n for the mean; None where there is none."""
-    if reduction != "mean":
+    inputs, options = rows.inputs, rows.options
+    if options.reduction != "mean":
         return None
-    if ignored is None and weight is None:
-        return 1 / len(target)
-    acc = torch.promote_types(logits.dtype, torch.float32)
-    return 1 / normalizer(target, weight, ignore_index, acc).to(acc)
+    if inputs.normalizer is not None:
+        return 1 / inputs.normalizer[0]
+    if rows.skipped is None and inputs.weight is None:
+        return 1 / len(inputs.target)
+    acc = torch.promote_types(inputs.logits.dtype, torch.float32)
+    return 1 / normalizer(inputs.target, inputs.weight, options.ignore_index, acc).to(acc)
 
 
-def _rows_times(dlogits: Tensor, scale: Tensor, ignored: Tensor | None) -> Tensor:
-    return dlogits.mul_(scale if ignored is None else torch.where(ignored[:, None], 0, scale))
+def _times(factor: Tensor | float | None, rows: Tensor | None) -> Tensor | float | None:
+    if factor is None or rows is None:
+        return rows if factor is None else factor
+    return factor * rows
+
+
+def _rows_times(dlogits: Tensor, scale: Tensor, skipped: Tensor | None) -> Tensor:
+    return dlogits.mul_(scale if skipped is None else torch.where(skipped[:, None], 0, scale))
 
 
 def _in_chunks(
-    logits: Tensor,
-    y: Tensor,  # [n_rows] int64
-    ignored: Tensor | None,  # [n_rows] bool
-    weight: Tensor | None,
-    eps: float,
+    rows: _Rows,
     dlogits: Tensor | None,  # [n_rows, n_cols] out; may be the logits
-    scale: Tensor | float | None,  # of the gradient: [n_rows], a number, or None: 1
+    scale: Tensor | float | None,  # of the gradient of the loss: [n_rows], a number, or None: 1
+    stats: Stats,  # out
+    dstats: Stats,
 ) -> Tensor:
-    """The loss of each row, unscaled, and its gradient times `scale` in `dlogits`."""
+    """The loss of each row, unscaled, and the gradient, of the loss times `scale` and of the stats, in `dlogits`."""
+    logits = rows.inputs.logits
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
-    w = None if weight is None else weight.to(acc)
-    if dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr():
-        step, scratch = n_rows, dlogits
-    else:
-        step = min(n_rows, max(1, CHUNK // n_cols))
-        scratch = logits.new_empty(step, n_cols, dtype=acc)
+    direct = dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr()
+    temporaries = rows.mapped or stats.entropy is not None or dstats.entropy is not None
+    step = n_rows if direct and not temporaries else min(n_rows, max(1, CHUNK // n_cols))
+    scratch = None if direct else logits.new_empty(step, n_cols, dtype=acc)
     if n_rows <= step:
-        return _rows(logits, y, ignored, w, eps, dlogits, scale, scratch)
+        p = dlogits if scratch is None else scratch
+        assert p is not None
+        return _step(rows, dlogits, scale, stats, dstats, p)
     losses = []
     for start in range(0, n_rows, step):
         part = slice(start, start + step)
-        z = logits[part]
+        some = rows.part(part)
+        out = None if dlogits is None else dlogits[part]
+        p = out if scratch is None else scratch[: len(some.y)]
+        assert p is not None
         losses.append(
-            _rows(
-                z,
-                y[part],
-                None if ignored is None else ignored[part],
-                w,
-                eps,
-                None if dlogits is None else dlogits[part],
+            _step(
+                some,
+                out,
                 scale[part] if isinstance(scale, Tensor) and scale.dim() else scale,
-                scratch[: len(z)],
+                Stats(*(None if x is None else x[part] for x in stats)),
+                Stats(*(None if x is None else x[part] for x in dstats)),
+                p,
             )
         )
     return torch.cat(losses)
 
 
-def _rows(
-    logits: Tensor,
-    y: Tensor,
-    ignored: Tensor | None,
-    w: Tensor | None,
-    eps: float,
+def _step(
+    rows: _Rows,
     dlogits: Tensor | None,
     scale: Tensor | float | None,
+    stats: Stats,
+    dstats: Stats,
     p: Tensor,  # scratch in the dtype of the computation, or dlogits itself
 ) -> Tensor:
-    n_cols = logits.shape[1]
-    torch.softmax(logits if logits.dtype == p.dtype else p.copy_(logits), 1, out=p)
-    y = y[:, None]
+    inputs, options, y, skipped = rows
+    logits, n_cols = inputs.logits, inputs.logits.shape[1]
+    w = inputs.weight
+    eps, y = options.label_smoothing, y[:, None]
+    if rows.mapped or logits.dtype != p.dtype:
+        z = rows.z(logits, p.dtype, p)
+    else:
+        z = logits
+    k = m = None
+    if options.z_loss or stats.lse is not None or stats.prediction is not None:
+        k = z.argmax(1, keepdim=True)
+        m = z.gather(1, k)
+    torch.softmax(z, 1, out=p)
+    p_k = None if k is None else p.gather(1, k)
     p_y = p.gather(1, y)
+    entropy = _entropy(p) if stats.entropy is not None or dstats.entropy is not None else None
     miss = sum_rows(p.scatter_(1, y, 0))
-    loss = _minus_log(p_y, miss, logits, y)
-    w_y = None if w is None else w[y]
-    if w_y is not None:
-        loss = torch.where(w_y == 0, miss * 0, loss * w_y)  # miss * 0: still NaN where there is no softmax
+    nll = _minus_log(p_y, miss, rows, y)
+    # torch's softmax of a long row sums to 1 only to some 50 roundings.
+    d = None if n_cols <= FEW else p_y + miss
+    lse = None
+    if m is not None and p_k is not None:
+        lse = m - (p_k if d is None else p_k / d).log()
+    if entropy is not None and d is not None:
+        entropy = entropy / d + d.log()
+
+    w_y: Tensor | float = 1.0
+    loss = nll
+    if w is not None:
+        w_y = w[y]
+        loss = torch.where(w_y == 0, miss * 0, nll * w_y)  # miss * 0: still NaN where there is no softmax
     if eps:
-        smooth = _minus_log_sum(logits, w, p.dtype) * (eps / n_cols)
+        smooth = _minus_log_sum(rows, w, p.dtype) * (eps / n_cols)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
-    if ignored is not None:
-        loss.masked_fill_(ignored[:, None], 0)
+    if options.z_loss:
+        assert lse is not None
+        z_loss = options.z_loss * w_y * lse * lse
+        loss = loss + (torch.where(w_y == 0, 0, z_loss) if isinstance(w_y, Tensor) else z_loss)
+    if skipped is not None:
+        loss = loss.masked_fill(skipped[:, None], 0)
+    _write_stats(stats, skipped, lse, entropy, nll, k)
     if dlogits is None:
         return loss[:, 0]
-    # torch's softmax of a long row sums to 1 only to some 50 roundings.
-    factor: Tensor | float = 1.0 if n_cols <= FEW else (p_y + miss).reciprocal_()
-    if eps:
-        share, hard = eps / n_cols, (1 - eps) * (1 if w_y is None else w_y)
-        total = n_cols if w is None else w.sum()
-        at_target = factor * (p_y * (share * total) - miss * hard) - share * (1 if w_y is None else w_y)
-        p.mul_(factor * (hard + share * total))  # a
-        p.sub_(share if w is None else share * w)
-        p.scatter_(1, y, at_target)
-        factor = 1.0
+
+    scale = 1.0 if scale is None else scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale
+    per_d: Tensor | float = 1.0 if d is None else d.reciprocal()
+    if eps or options.z_loss or any(x is not None for x in dstats):
+        _gradient(p, y, p_y, miss, per_d, w, w_y, scale, lse, entropy, options, dstats)
     else:
         p.scatter_(1, y, miss.neg_())
-        factor = factor if w_y is None else factor * w_y
-    if scale is not None:
-        factor = factor * (scale[:, None] if isinstance(scale, Tensor) and scale.dim() else scale)
-    if isinstance(factor, Tensor) or factor != 1:
-        p.mul_(factor)
-    if ignored is not None:
-        p.masked_fill_(ignored[:, None], 0)
-    if p is not dlogits:
+        factor = per_d * w_y * scale
+        if isinstance(factor, Tensor) or factor != 1:
+            p.mul_(factor)
+    if rows.mapped:
+        p.mul_(slope(logits.to(p.dtype), inputs, options))
+    if skipped is not None:
+        p.masked_fill_(skipped[:, None], 0)
+    if p.data_ptr() != dlogits.data_ptr():
         dlogits.copy_(p)
     return loss[:, 0]
 
 
-def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+def _gradient(
+    p: Tensor,  # softmax but for 0 at the target, times d
+    y: Tensor,
+    p_y: Tensor,
+    miss: Tensor,
+    per_d: Tensor | float,
+    w: Tensor | None,
+    w_y: Tensor | float,
+    scale: Tensor | float,
+    lse: Tensor | None,
+    entropy: Tensor | None,
+    options: Options,
+    dstats: Stats,
+) -> None:
+    """p becomes dloss/dz: of the loss with label smoothing and z-loss, times `scale`, and of the stats."""
+    eps, n_cols = options.label_smoothing, p.shape[1]
+    hard = scale * ((1 - eps) * w_y)  # of p_j - [j == y]
+    share = scale * (eps / n_cols)  # of -w_j
+    soft = share * (n_cols if w is None else w.sum())  # of p_j
+    if options.z_loss:
+        assert lse is not None
+        soft = soft + scale * (2 * options.z_loss * w_y * lse)
+    if dstats.lse is not None:
+        soft = soft + dstats.lse[:, None].to(p.dtype)
+    if dstats.target_logprob is not None:
+        hard = hard - dstats.target_logprob[:, None].to(p.dtype)
+    at_target = per_d * (p_y * soft - miss * hard) - share * w_y
+    if dstats.entropy is None:
+        p.mul_(per_d * (hard + soft))
+    else:
+        assert entropy is not None
+        g = dstats.entropy[:, None].to(p.dtype)
+        p_y = p_y * per_d
+        at_target = at_target + g * (torch.special.entr(p_y) - p_y * entropy)
+        p.mul_(per_d)
+        surprise = torch.special.entr(p).mul_(g)
+        p.mul_(hard + soft - g * entropy).add_(surprise)
+    if eps:
+        p.sub_(share if w is None else share * w)
+    p.scatter_(1, y, at_target)
+
+
+def map_(x: Tensor, inputs: Inputs, options: Options) -> Tensor:
+    """softcap * tanh(logit_scale * x / softcap), in place."""
+    scale: Tensor | float = options.logit_scale
+    if inputs.logit_scale is not None:
+        scale = inputs.logit_scale.to(x.dtype)
+        scale = torch.where(scale > 0, scale, float("nan"))
+    if options.softcap is None:
+        return x.mul_(scale)
+    x = x if isinstance(scale, float) and scale == 1 else x.mul_(scale)
+    return x.div_(options.softcap).tanh_().mul_(options.softcap)
+
+
+def slope(x: Tensor, inputs: Inputs, options: Options) -> Tensor | float:
+    """dz/dx: logit_scale / cosh^2(logit_scale * x / softcap)."""
+    logit_scale = inputs.logit_scale
+    scale = options.logit_scale if logit_scale is None else logit_scale.to(x.dtype)
+    if options.softcap is None:
+        return scale
+    return (x * (scale / options.softcap)).cosh_().pow_(-2).mul_(scale)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """-sum_j p_j log p_j [n_rows, 1], with 0 * log 0 = 0."""
+    return sum_rows(torch.special.entr(p))
+
+
+def _write_stats(
+    stats: Stats, skipped: Tensor | None, lse: Tensor | None, entropy: Tensor | None, nll: Tensor, k: Tensor | None
+) -> None:
+    for name, value in (("lse", lse), ("entropy", entropy), ("target_logprob", nll)):
+        out = getattr(stats, name)
+        if out is not None:
+            assert value is not None
+            value = value[:, 0].neg() if name == "target_logprob" else value[:, 0]
+            out.copy_(value if skipped is None else value.masked_fill(skipped, 0))
+    if stats.prediction is not None:
+        assert k is not None
+        none = nll[:, 0].isnan() if skipped is None else nll[:, 0].isnan() | skipped
+        stats.prediction.copy_(k[:, 0].masked_fill(none, -1))
+
+
+def _classes(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor | None]:
+    """The target as int64 classes that exist, and which rows do not count: None for none."""
+    y, ignored = _existing(inputs.target, inputs.logits.shape[1], options.ignore_index)
+    if inputs.sample_weight is not None:
+        zero = inputs.sample_weight == 0
+        ignored = zero if ignored is None else ignored | zero
+    return y, ignored
+
+
+def _existing(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """The target as int64 classes that exist, and where it is ignored: None where no row is."""
     y = target.long()
     low, high = (v.item() for v in torch.aminmax(y))
@@ -212,23 +367,24 @@ def _classes(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Te
     return y.masked_fill(ignored, 0), ignored
 
 
-def _minus_log(p_y: Tensor, miss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+def _minus_log(p_y: Tensor, miss: Tensor, rows: _Rows, y: Tensor) -> Tensor:
     """-log p_y [n_rows, 1]: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
     largest = -math.log(8 * torch.finfo(p_y.dtype).tiny)
     loss = (miss / p_y).log1p_()
     if not loss.max().item() < largest:  # NaN comes here too, and leaves as NaN
-        rows = (~(loss < largest))[:, 0]
-        z, y = logits[rows].to(p_y.dtype), y[rows]
+        bad = (~(loss < largest))[:, 0]
+        z, y = rows.z(rows.inputs.logits[bad], p_y.dtype), y[bad]
         m = z.amax(1, keepdim=True)
-        loss[rows] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
+        loss[bad] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
     return loss
 
 
-def _minus_log_sum(logits: Tensor, w: Tensor | None, acc: torch.dtype) -> Tensor:
+def _minus_log_sum(rows: _Rows, w: Tensor | None, acc: torch.dtype) -> Tensor:
     """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
     sums = []
-    for z in logits.split(max(1, CHUNK // logits.shape[1])):
-        log_p = torch.log_softmax(z.to(acc), 1)
+    logits = rows.inputs.logits
+    for x in logits.split(max(1, CHUNK // logits.shape[1])):
+        log_p = torch.log_softmax(rows.z(x, acc), 1)
         sums.append(sum_rows(log_p if w is None else torch.where(w == 0, 0, log_p * w)))
     return torch.cat(sums).neg_()
 

@@ -1,10 +1,13 @@
 """Cross-entropy of each row of logits against a row of probabilities, in torch operations.
 
-Same mathematics as triton_kernels/soft_target.py, from log p = log_softmax(z), some rows at a time:
+Same mathematics as triton_kernels/soft_target.py, from log p = log_softmax(z), some rows at a time, k the largest:
 
-    loss       = -sum_j c_j * log p_j
-    dloss/dz_j = a * p_j - c_j
+    lse        = z_k - log p_k
+    loss       = -sum_j c_j * log p_j + zeta * lse^2
+    dloss/dz_j = (a + 2 * zeta * lse) * p_j - c_j
     dloss/dt_j = -(1 - eps) * w_j * log p_j
+
+all of it times the sample weight of the row.
 """
 
 from collections.abc import Iterator
@@ -12,52 +15,59 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .row_loss import sum_rows
+from ..options import Inputs, Options
+from .row_loss import map_, slope, sum_rows
 
 CHUNK = 1 << 19  # values of log p at a time
 
 
-def forward(
-    logits: Tensor,  # [n_rows, n_cols] any strides
-    target: Tensor,  # [n_rows, n_cols] floating point, any strides
-    weight: Tensor | None,  # [n_cols]
-    label_smoothing: float,
-    needs_grad: bool,
-) -> tuple[Tensor, list[Tensor]]:
+def forward(inputs: Inputs, options: Options, needs_grad: bool) -> tuple[Tensor, list[Tensor]]:
     """The loss of each row [n_rows], in float32 or float64. `backward` needs nothing more."""
-    losses = [
-        sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
-        for _, log_p, c in _chunks(logits, target, weight, label_smoothing)
-    ]
-    return torch.cat(losses), []
+    losses = []
+    for _, log_p, c, lse in _chunks(inputs, options):
+        loss = sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
+        losses.append(loss if lse is None else loss + options.z_loss * lse[:, 0] ** 2)
+    loss = torch.cat(losses)
+    if inputs.sample_weight is not None:
+        loss = torch.where(inputs.sample_weight == 0, 0, loss * inputs.sample_weight.to(loss.dtype))
+    return loss, []
 
 
 def backward(
     dloss: Tensor,  # [n_rows]
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    label_smoothing: float,
+    inputs: Inputs,
+    options: Options,
     needs_dtarget: bool,
     stats: list[Tensor],
     inplace: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the logits and, if wanted, of the target, in the dtypes of those."""
+    logits, target, weight, sample_weight, _, _ = inputs
     dlogits = logits.detach() if inplace else logits.new_empty(logits.shape)
     dtarget = target.new_empty(target.shape) if needs_dtarget else None
-    for rows, log_p, c in _chunks(logits, target, weight, label_smoothing):
+    if sample_weight is not None:
+        dloss = dloss * sample_weight.to(dloss.dtype)
+    for rows, log_p, c, lse in _chunks(inputs, options):
+        skipped = None if sample_weight is None else (sample_weight[rows] == 0)[:, None]
+        r = dloss[rows, None]
         if dtarget is not None:
             w = 1 if weight is None else weight.to(log_p.dtype)
-            dtarget[rows] = log_p * w * (label_smoothing - 1) * dloss[rows, None]
+            found = log_p * w * (options.label_smoothing - 1) * r
+            dtarget[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
         a = sum_rows(c)
-        dlogits[rows] = log_p.exp_().mul_(a).sub_(c).mul_(dloss[rows, None])
+        if lse is not None:
+            a = a + 2 * options.z_loss * lse
+        found = log_p.exp_().mul_(a).sub_(c).mul_(r)
+        if options.maps(inputs):
+            found.mul_(slope(logits[rows].to(found.dtype), inputs, options))
+        dlogits[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
     return dlogits, dtarget
 
 
-def _chunks(
-    logits: Tensor, target: Tensor, weight: Tensor | None, eps: float
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, their log p, and their coefficients c_j = w_j * ((1 - eps) * t_j + eps / n_cols)."""
+def _chunks(inputs: Inputs, options: Options) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+    """Rows, their log p, their coefficients c_j = w_j * ((1 - eps) * t_j + eps / n_cols), and lse for a z-loss."""
+    logits, target, weight = inputs[:3]
+    eps = options.label_smoothing
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, CHUNK // n_cols)
@@ -68,4 +78,11 @@ def _chunks(
             c = c * (1 - eps) + eps / n_cols
         if weight is not None:
             c = c * weight.to(acc)
-        yield rows, torch.log_softmax(logits[rows].to(acc), 1), c
+        z = logits[rows].to(acc, copy=options.maps(inputs))
+        z = map_(z, inputs, options) if options.maps(inputs) else z
+        log_p = torch.log_softmax(z, 1)
+        lse = None
+        if options.z_loss:
+            k = z.argmax(1, keepdim=True)
+            lse = z.gather(1, k) - log_p.gather(1, k)
+        yield rows, log_p, c, lse

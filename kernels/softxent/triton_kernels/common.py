@@ -1,27 +1,68 @@
 """What the kernels share: arithmetic, a row's target and factor, its loss and its gradient, and where a row lies.
 
-For one row z of n_cols logits with target class y, class weights w, label smoothing eps and a factor r (1 / n for the
-mean, the incoming gradient), with c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j and a = sum_j c_j
-(reference.py):
+For one row of n_cols logits x with target class y, class weights w, label smoothing eps, z-loss zeta, and a factor r
+(the row's sample weight, over n for the mean, times the incoming gradient), with
+c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j and a = sum_j c_j (reference.py):
 
+    z     = softcap * tanh(logit_scale * x / softcap)       or what is left of that
     m     = max_j z_j
     rest  = sum_{j != y} exp(z_j - m)
     d     = rest + exp(z_y - m)
-    loss  = a * log d + sum_j c_j * (m - z_j)               log d = log1p(rest) where z_y == m
-    dloss/dz_j = r * ( a * exp(z_j - m) / d - c_j)          j != y
-    dloss/dz_y = r * (eps / n_cols * (sum_k w_k * exp(z_y - m) / d - w_y) - (1 - eps) * w_y * rest / d)
+    lse   = m + log d                                       log d = log1p(rest) where z_y == m
+    loss  = a * log d + sum_j c_j * (m - z_j) + zeta * w_y * lse^2
+    dloss/dz_j = r * ((a + 2 * zeta * w_y * lse) * exp(z_j - m) / d - c_j)                           j != y
+    dloss/dz_y = r * (((eps / n_cols) * sum_k w_k + 2 * zeta * w_y * lse) * exp(z_y - m) / d
+                      - (eps / n_cols) * w_y - (1 - eps) * w_y * rest / d)
 
-The last is the same as the one before at j = y, without the cancellation of p_y - 1.
+The last is the same as the one before at j = y, without the cancellation of p_y - 1. Of a row's stats,
 
-An ignored row has loss and gradient 0 and is not read. A target outside [0, n_cols) gives NaN in that row's loss and
-gradient, and an assertion where Triton's debug mode is on; nothing is read through it.
+    target_logprob = z_y - lse        adds to dloss/dz_j its gradient times [j == y] - p_j: it is a loss of weight -1
+    lse                               times p_j
+    entropy = log d + s / d           times p_j * ((m - z_j) - s / d), with s = sum_j exp(z_j - m) * (m - z_j)
+
+An ignored row has loss, stats and gradient 0 and is not read; nor is one of sample weight 0. A target outside
+[0, n_cols) gives NaN in that row's loss and gradient, and an assertion where Triton's debug mode is on; nothing is read
+through it.
+
+Options are pointers or numbers, or None where they change nothing, on which Triton specialises: no kernel has a flag
+for one, and a schedule compiles nothing anew.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Extras(NamedTuple):
+    """The options of a row's loss: each a number, or a pointer to one, or None."""
+
+    label_smoothing: Any
+    z_loss: Any
+    softcap: Any
+    logit_scale: Any
+
+
+class Cotangents(NamedTuple):
+    """Incoming gradients, [n_rows] each, or None: 1 of the loss, 0 of the others."""
+
+    loss: Any  # or one number, with stride_dloss = 0
+    lse: Any
+    entropy: Any
+    target_logprob: Any
+
+
+class Outputs(NamedTuple):
+    """What is wanted of the rows, [n_rows] each, or None."""
+
+    loss: Any  # or one number a program
+    lse: Any
+    entropy: Any
+    target_logprob: Any
+    prediction: Any  # int64
 
 
 @triton.jit
@@ -62,7 +103,7 @@ def reciprocal(x):
 
 @triton.jit
 def divide(a, b):
-    """a / b, rounded once, for any normal b."""
+    """a / b, rounded once, for any normal b; as IEEE has it for 0 and infinities."""
     if b.dtype == tl.float64:  # b = f * 2^k with 1 <= |f| < 2
         bits = b.to(tl.int64, bitcast=True)
         exponent = (bits >> 52) & 0x7FF
@@ -72,12 +113,17 @@ def divide(a, b):
     else:
         r = reciprocal(b)
     q = a * r
-    return tl.fma(r, tl.fma(-b, q, a), q)
+    edge = a * (1.0 / b.to(tl.float32)).to(b.dtype)
+    q = tl.where(tl.abs(q) < float("inf"), tl.fma(r, tl.fma(-b, q, a), q), edge)
+    return tl.where((b == 0.0) | (tl.abs(b) == float("inf")), edge, q)
 
 
 @triton.jit
 def scalar(value, dtype: tl.constexpr):
-    """A float argument as `dtype`. The sum is for the interpreter, where it is a Python float still: no .to()."""
+    """A float argument, or what it points to, as `dtype`; in the interpreter it is a Python float still: no .to()."""
+    if hasattr(value, "dtype"):
+        if value.dtype.is_ptr():
+            value = tl.load(value)
     return (value + tl.zeros((), dtype)).to(dtype)
 
 
@@ -95,11 +141,13 @@ def finite_or_zero(m):
 
 
 @triton.jit
-def load_target(target_ptr, rows, n_rows, n_cols, ignore_index):
+def load_target(target_ptr, sample_weight_ptr, rows, n_rows, n_cols, ignore_index):
     """The target classes of rows, -1 where there is none; which rows count; and which of those have a class."""
     in_range = rows < n_rows
     target = tl.load(target_ptr + rows, mask=in_range, other=0).to(tl.int64)
     active = in_range & (target != ignore_index)
+    if sample_weight_ptr is not None:
+        active = active & (tl.load(sample_weight_ptr + rows, mask=active, other=0.0) != 0.0)
     valid = active & (target >= 0) & (target < n_cols)
     tl.device_assert(valid | (active == 0), "softxent: target out of range")
     return tl.where(valid, target, -1).to(tl.int32), active, valid
@@ -126,11 +174,22 @@ def load_weights(weight_ptr, cols, inside, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS: tl.constexpr, dtype: tl.constexpr):
-    """r: the incoming gradient, if there is one, over the sum of the parts of the mean's divisor, if there is one."""
+def load_sample_weight(sample_weight_ptr, rows, active, dtype: tl.constexpr):
+    """What multiplies the loss of rows, and their gradient; 0 of rows that do not count."""
     r = active.to(dtype)
-    if dloss_ptr is not None:
-        r = tl.load(dloss_ptr + rows * stride_dloss, mask=active, other=0.0).to(dtype)
+    if sample_weight_ptr is not None:
+        r = tl.load(sample_weight_ptr + rows, mask=active, other=0.0).to(dtype)
+    return r
+
+
+@triton.jit
+def load_factor(
+    cotangents, stride_dloss, norm_ptr, sample_weight_ptr, rows, active, NORMS: tl.constexpr, dtype: tl.constexpr
+):
+    """r: the sample weight times the incoming gradient, over the sum of the parts of the mean's divisor."""
+    r = load_sample_weight(sample_weight_ptr, rows, active, dtype)
+    if cotangents.loss is not None:
+        r *= tl.load(cotangents.loss + rows * stride_dloss, mask=active, other=0.0).to(dtype)
     if norm_ptr is not None:
         r = divide(r, load_norm(norm_ptr, NORMS).to(dtype))
     return r
@@ -138,9 +197,73 @@ def load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS: tl.const
 
 @triton.jit
 def load_norm(norm_ptr, NORMS: tl.constexpr):
-    """The mean's divisor from its parts. 0 becomes NaN: nothing to average."""
-    n = tl.sum(tl.load(norm_ptr + tl.arange(0, NORMS)), 0)
-    return n + nan_unless(n != 0.0, n.dtype)
+    """The mean's divisor: a given number if NORMS is 0; from its parts, where 0 becomes NaN: nothing to average."""
+    if NORMS == 0:
+        n = tl.load(norm_ptr)
+    else:
+        n = tl.sum(tl.load(norm_ptr + tl.arange(0, NORMS)), 0)
+        n += nan_unless(n != 0.0, n.dtype)
+    return n
+
+
+@triton.jit
+def tanh(u):
+    """tanh(u), and its derivative, neither with a cancellation: below 0.4 by the continued fraction of Lambert (1768),
+    cut where float64 does not see it; above, with e = exp(-2|u|), (1 - e) / (1 + e) and 4 e / (1 + e)^2."""
+    small = tl.abs(u) < 0.4
+    e = exp(-2.0 * tl.abs(u))
+    s = tl.where(small, u * u, 0.0)
+    top = tl.where(u < 0.0, e - 1.0, 1.0 - e)
+    top = tl.where(small, u * (135135.0 + s * (17325.0 + s * (378.0 + s))), top)
+    bottom = tl.where(small, 135135.0 + s * (62370.0 + s * (3150.0 + s * 28.0)), 1.0 + e)
+    r = reciprocal(bottom)
+    t = top * r
+    t = tl.fma(r, tl.fma(-bottom, t, top), t)  # rounded once
+    return t, tl.where(small, 1.0 - t * t, 4.0 * e * r * r)
+
+
+@triton.jit
+def tanh_for(u, dtype: tl.constexpr):
+    """The same, as exact as results in `dtype` can show: of 16 bits to 3e-7, with a shorter fraction and divisions
+    that are not corrected."""
+    if dtype == tl.float32 or dtype == tl.float64:
+        t, slope = tanh(u)
+    else:
+        small = tl.abs(u) < 0.4
+        e = tl.exp2(tl.abs(u) * (-2.0 * LOG2E))
+        s = tl.where(small, u * u, 0.0)
+        top = tl.where(small, u * (105.0 + s * 10.0), tl.where(u < 0.0, e - 1.0, 1.0 - e))
+        r = 1.0 / tl.where(small, 105.0 + s * (45.0 + s), 1.0 + e)
+        t = top * r
+        slope = tl.where(small, 1.0 - t * t, 4.0 * e * r * r)
+    return t, slope
+
+
+@triton.jit
+def logit_map(x, mask, extras, dtype: tl.constexpr):
+    """z in `dtype`, and dz/dx, of loaded logits; -inf where the mask, if any, is false: softcap * tanh(-inf) is not."""
+    z = x.to(dtype)
+    slope = tl.full((), 1.0, dtype)
+    if extras.logit_scale is not None:
+        slope = scalar(extras.logit_scale, dtype)
+        slope += nan_unless(slope > 0.0, dtype)  # -inf has to stay -inf
+        z *= slope
+    if extras.softcap is not None:
+        softcap = scalar(extras.softcap, dtype)
+        t, dt = tanh_for(z * reciprocal(softcap), x.dtype)
+        z = softcap * t
+        slope = slope * dt
+        if mask is not None:
+            z = tl.where(mask, z, float("-inf"))
+    return z, slope
+
+
+@triton.jit
+def times_slope(dz, slope, extras):
+    """dloss/dx from dloss/dz; not a multiplication where there is no map."""
+    if extras.logit_scale is not None or extras.softcap is not None:
+        dz = dz * slope
+    return dz
 
 
 @triton.jit
@@ -153,11 +276,15 @@ def log_normalizer(m, rest, z_y):
 
 
 @triton.jit
-def loss_of_target(m, rest, z_y, c_y):
-    """log d, and the part of the loss that c_y = (1 - eps) * w_y weighs."""
+def loss_of_target(m, rest, z_y, w_y, eps, extras):
+    """d, log d, and what of the loss w_y weighs: the target's part and the z-loss."""
     d, log_d = log_normalizer(m, rest, z_y)
-    loss = tl.where(c_y == 0.0, d * 0.0, c_y * ((m - z_y) + log_d))  # d * 0: still NaN where there is no softmax
-    return log_d, loss
+    hard = (1.0 - eps) * w_y
+    loss = tl.where(hard == 0.0, d * 0.0, hard * ((m - z_y) + log_d))  # d * 0: still NaN where there is no softmax
+    if extras.z_loss is not None:
+        lse = m + log_d
+        loss += tl.where(w_y == 0.0, 0.0, scalar(extras.z_loss, loss.dtype) * w_y * lse * lse)
+    return d, log_d, loss
 
 
 @triton.jit
@@ -167,21 +294,77 @@ def weighed_gap(m, z, w):
 
 
 @triton.jit
-def smoothing(label_smoothing, n_cols, dtype: tl.constexpr):
+def smoothing(extras, n_cols, dtype: tl.constexpr):
     """eps, and eps / n_cols."""
-    eps = scalar(label_smoothing, dtype)
-    return eps, divide(eps, scalar(n_cols, dtype))
+    if extras.label_smoothing is None:
+        eps = tl.zeros((), dtype)
+        share = tl.zeros((), dtype)
+    else:
+        eps = scalar(extras.label_smoothing, dtype)
+        share = divide(eps, scalar(n_cols, dtype))
+    return eps, share
 
 
 @triton.jit
-def gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active):
-    """The gradient as scale * exp(z_j - m) - smooth * w_j for j != y, and its value at y. share: eps / n_cols; total:
-    sum_j w_j."""
+def moment_of(e, gap):
+    """exp(z_j - m) * (m - z_j), of which the entropy is made: 0 * log 0 is 0."""
+    return tl.where(e == 0.0, 0.0, e * gap)
+
+
+@triton.jit
+def gradient_of_row(r, m, rest, z_y, w_y, total, moment, eps, share, extras, cotangents, rows, active):
+    """The gradient as exp(z_j - m) * (scale + bend * (m - z_j)) - smooth * w_j for j != y, and its value at y.
+
+    total: sum_j w_j; moment: sum_j exp(z_j - m) * (m - z_j), where the entropy has a gradient.
+    """
+    dtype: tl.constexpr = r.dtype
     e_y = exp(z_y - m)
-    q = r * reciprocal(rest + e_y)
-    a = (1.0 - eps) * w_y + share * total
-    at_target = q * (share * total * e_y - (1.0 - eps) * w_y * rest) - r * share * w_y
-    return tl.where(active, q * a, 0.0), tl.where(active, r * share, 0.0), tl.where(active, at_target, 0.0)
+    per_d = reciprocal(rest + e_y)
+    hard = r * (1.0 - eps) * w_y  # of p_j - [j == y]
+    soft = tl.zeros((), dtype)  # of p_j
+    smooth = tl.zeros((), dtype)  # of w_j
+    if extras.label_smoothing is not None:
+        smooth = r * share
+        soft += smooth * total
+    bend = tl.zeros((), dtype)
+    if extras.z_loss is not None or cotangents.lse is not None:
+        _, log_d = log_normalizer(m, rest, z_y)
+        if extras.z_loss is not None:
+            zeta = scalar(extras.z_loss, dtype) * w_y
+            soft += tl.where(zeta == 0.0, 0.0, r * 2.0 * zeta * (m + log_d))
+        if cotangents.lse is not None:
+            soft += tl.load(cotangents.lse + rows, mask=active, other=0.0).to(dtype)
+    if cotangents.target_logprob is not None:
+        hard -= tl.load(cotangents.target_logprob + rows, mask=active, other=0.0).to(dtype)
+    at_target = per_d * (soft * e_y - hard * rest) - smooth * w_y
+    scale = (hard + soft) * per_d
+    if cotangents.entropy is not None:
+        bend = tl.load(cotangents.entropy + rows, mask=active, other=0.0).to(dtype) * per_d
+        at_target += bend * (moment_of(e_y, m - z_y) - e_y * (moment * per_d))
+        scale -= bend * (moment * per_d)
+    zero = tl.zeros((), dtype)
+    scale, bend = tl.where(active, scale, zero), tl.where(active, bend, zero)
+    return scale, bend, tl.where(active, smooth, zero), tl.where(active, at_target, zero)
+
+
+@triton.jit
+def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment, best):
+    """What is wanted of rows besides their loss; of one that does not count 0, and class -1."""
+    if outputs.lse is not None:
+        tl.store(outputs.lse + rows, tl.where(active, m + log_d, 0.0), mask=in_range)
+    if outputs.entropy is not None:
+        tl.store(outputs.entropy + rows, tl.where(active, log_d + moment * reciprocal(d), 0.0), mask=in_range)
+    if outputs.target_logprob is not None:
+        log_p = (z_y - m) - log_d + nan_unless(valid, m.dtype)
+        tl.store(outputs.target_logprob + rows, tl.where(active, log_p, 0.0), mask=in_range)
+    if outputs.prediction is not None:
+        tl.store(outputs.prediction + rows, tl.where(active & (d == d), best, -1).to(tl.int64), mask=in_range)
+
+
+@triton.jit
+def better_of(z_y, target, runner_up, best):
+    """The class of the largest logit, the first of them: the target, or the best of the others."""
+    return tl.where((z_y > runner_up) | ((z_y == runner_up) & (target < best)), target, best)
 
 
 @triton.jit

@@ -12,14 +12,21 @@ import triton.language as tl
 
 from .common import (
     divide,
+    exp,
     exp_for,
     gradient_of_row,
     load_factor,
+    load_norm,
+    load_sample_weight,
     load_target,
     load_target_weight,
+    logit_map,
     loss_of_target,
+    moment_of,
     nan_unless,
     smoothing,
+    store_stats,
+    times_slope,
     weighed_gap,
 )
 
@@ -65,44 +72,58 @@ def rows_step(
     r,
     logits_ptr,
     weight_ptr,
+    sample_weight_ptr,
+    cotangents,
+    outputs,
     dlogits_ptr,
+    extras,
     n_rows,
     stride_row,
     stride_col,
     stride_out,
-    eps,
-    share,
-    SMOOTHED: tl.constexpr,
+    acc: tl.constexpr,
     N_COLS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The loss of rows [ROWS]; their gradient, times r, is written."""
-    acc: tl.constexpr = eps.dtype
+    """The loss of rows [ROWS]; their stats and their gradient, times r, are written."""
+    eps, share = smoothing(extras, N_COLS, acc)
     vector = tl.arange(0, WIDTH)[None, :]
     width: tl.constexpr = WIDTH * logits_ptr.dtype.element_ty.primitive_bitwidth // 8
     row_ptr = tl.multiple_of(logits_ptr + rows * stride_row, width)
     mask = active[:, None] & (vector >= 0)
     z = ()
+    slope = ()
     for start in tl.static_range(0, N_COLS, WIDTH):
         x = tl.load(row_ptr[:, None] + (start + vector).to(tl.int64) * stride_col, mask=mask, other=0.0)
-        z = z + unpack(x.to(acc), ROWS, WIDTH)
+        x, dx = logit_map(x, None, extras, acc)
+        z = z + unpack(x, ROWS, WIDTH)
+        slope = slope + unpack(dx + tl.zeros_like(x), ROWS, WIDTH)
 
     m = z[0]
     z_y = tl.where(target == 0, z[0], 0.0)
+    slope_y = tl.where(target == 0, slope[0], 0.0)
     for j in tl.static_range(1, N_COLS):
         m = tl.maximum(m, z[j])
         z_y = tl.where(target == j, z[j], z_y)
+        slope_y = tl.where(target == j, slope[j], slope_y)
     rest = tl.zeros([ROWS], acc)
+    moment = tl.zeros([ROWS], acc)
+    best = tl.full([ROWS], N_COLS, tl.int32)
     e = ()
     for j in tl.static_range(N_COLS):
         e = e + (tl.where(target == j, 0.0, exp_for(z[j] - m, logits_ptr.dtype.element_ty)),)  # noqa: RUF005
         rest += e[j]
+        if outputs.entropy is not None or cotangents.entropy is not None:
+            moment += moment_of(e[j], m - z[j])
+        if outputs.prediction is not None:
+            best = tl.minimum(best, tl.where(z[j] == m, j, N_COLS))
+    moment += moment_of(exp(z_y - m), m - z_y)
 
     w_y = load_target_weight(weight_ptr, target, valid, acc)
-    log_d, loss = loss_of_target(m, rest, z_y, (1.0 - eps) * w_y)
+    d, log_d, loss = loss_of_target(m, rest, z_y, w_y, eps, extras)
     total = tl.full((), N_COLS, acc)
-    if SMOOTHED:
+    if extras.label_smoothing is not None:
         total = tl.zeros((), acc)
         gap = tl.zeros([ROWS], acc)
         for j in tl.static_range(N_COLS):
@@ -110,20 +131,26 @@ def rows_step(
             total += w
             gap += weighed_gap(m, z[j], w)
         loss += share * (total * log_d + gap)
+    store_stats(outputs, rows, rows < n_rows, active, valid, m, d, log_d, z_y, moment, best)
 
     if dlogits_ptr is not None:
-        scale, smooth, at_target = gradient_of_row(r, rest, m, z_y, w_y, total, eps, share, active)
+        scale, bend, smooth, at_target = gradient_of_row(
+            r, m, rest, z_y, w_y, total, moment, eps, share, extras, cotangents, rows, active
+        )
+        at_target = times_slope(at_target, slope_y, extras)
         dz = ()
         for j in tl.static_range(N_COLS):
             g = scale * e[j]
-            if SMOOTHED:
+            if cotangents.entropy is not None:
+                g += bend * moment_of(e[j], m - z[j])
+            if extras.label_smoothing is not None:
                 g -= smooth * load_column_weight(weight_ptr, j, acc)
-            g = tl.where(target == j, at_target, g)
+            g = tl.where(target == j, at_target, times_slope(g, slope[j], extras))
             dz = dz + (g.to(dlogits_ptr.dtype.element_ty),)  # noqa: RUF005
         out = tl.multiple_of(dlogits_ptr + rows * stride_out, width)[:, None]
         for start in tl.static_range(0, N_COLS, WIDTH):
             tl.store(out + start + vector, pack(dz, start, ROWS, WIDTH), mask=(rows < n_rows)[:, None] & (vector >= 0))
-    return tl.where(active, loss, 0.0)
+    return tl.where(active, loss * load_sample_weight(sample_weight_ptr, rows, active, acc), 0.0)
 
 
 @triton.jit
@@ -131,29 +158,28 @@ def step_kernel(
     logits_ptr,  # [n_rows, N_COLS]
     target_ptr,  # [n_rows] int
     weight_ptr,  # [N_COLS], or None: all 1
-    norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
-    dloss_ptr,  # [n_rows], one number with stride_dloss = 0, or None: 1
-    loss_ptr,  # out: [n_rows], or with SUMMED one number a program; or None
+    sample_weight_ptr,  # [n_rows], or None: all 1
+    norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: no mean
+    cotangents,  # Cotangents
+    outputs,  # Outputs; with SUMMED the loss is one number a program
     dlogits_ptr,  # [n_rows, N_COLS] out, rows contiguous, perhaps the logits; or None
+    extras,  # Extras
     n_rows,
     stride_row,
     stride_col,
     stride_out,
     stride_dloss,
     ignore_index,
-    label_smoothing: tl.float64,
     NORMS: tl.constexpr,
-    SMOOTHED: tl.constexpr,  # whether label_smoothing is not 0
     SUMMED: tl.constexpr,
     N_COLS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,  # values in one load or store
 ):
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps, share = smoothing(label_smoothing, N_COLS, acc)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
-    r = load_factor(dloss_ptr, stride_dloss, norm_ptr, rows, active, NORMS, acc)
+    target, active, valid = load_target(target_ptr, sample_weight_ptr, rows, n_rows, N_COLS, ignore_index)
+    r = load_factor(cotangents, stride_dloss, norm_ptr, sample_weight_ptr, rows, active, NORMS, acc)
     loss = rows_step(
         rows,
         target,
@@ -162,23 +188,25 @@ def step_kernel(
         r,
         logits_ptr,
         weight_ptr,
+        sample_weight_ptr,
+        cotangents,
+        outputs,
         dlogits_ptr,
+        extras,
         n_rows,
         stride_row,
         stride_col,
         stride_out,
-        eps,
-        share,
-        SMOOTHED,
+        acc,
         N_COLS,
         ROWS,
         WIDTH,
     )
-    if loss_ptr is not None:
+    if outputs.loss is not None:
         if SUMMED:
-            tl.store(loss_ptr + tl.program_id(0), tl.sum(loss, 0))
+            tl.store(outputs.loss + tl.program_id(0), tl.sum(loss, 0))
         else:
-            tl.store(loss_ptr + rows, loss.to(loss_ptr.dtype.element_ty), mask=rows < n_rows)
+            tl.store(outputs.loss + rows, loss.to(outputs.loss.dtype.element_ty), mask=rows < n_rows)
 
 
 @triton.jit
@@ -186,16 +214,17 @@ def one_launch_kernel(
     logits_ptr,  # [n_rows, N_COLS]
     target_ptr,  # [n_rows] int
     weight_ptr,  # [N_COLS], or None: all 1
-    dloss_ptr,  # [], or None: 1
-    loss_ptr,  # [] out, or None
+    sample_weight_ptr,  # [n_rows], or None: all 1
+    norm_ptr,  # [1] the mean's divisor, or None: counted here
+    cotangents,  # Cotangents: that of the loss is one number
+    outputs,  # Outputs: the loss is one number
     dlogits_ptr,  # [n_rows, N_COLS] out, rows contiguous, perhaps the logits; or None
+    extras,  # Extras
     n_rows,
     stride_row,
     stride_col,
     stride_out,
     ignore_index,
-    label_smoothing: tl.float64,
-    SMOOTHED: tl.constexpr,
     MEAN: tl.constexpr,
     N_COLS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -203,42 +232,45 @@ def one_launch_kernel(
 ):
     """All of a small batch in one program: the mean's divisor, the losses and their sum or mean, the gradients."""
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    eps, share = smoothing(label_smoothing, N_COLS, acc)
     n = tl.full((), 1.0, acc)
-    if MEAN:
+    if norm_ptr is not None:
+        n = load_norm(norm_ptr, 0)
+    elif MEAN:
         n = tl.zeros((), acc)
         for start in range(0, n_rows, ROWS):
             rows = start + tl.arange(0, ROWS).to(tl.int64)
-            target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
+            target, active, valid = load_target(target_ptr, None, rows, n_rows, N_COLS, ignore_index)
             n += tl.sum(tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0), 0)
         n += nan_unless(n != 0.0, acc)
     factor = divide(1.0, n)
-    if dloss_ptr is not None:
-        factor = divide(tl.load(dloss_ptr).to(acc), n)
+    if cotangents.loss is not None:
+        factor = divide(tl.load(cotangents.loss).to(acc), n)
     loss = tl.zeros([ROWS], acc)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
-        target, active, valid = load_target(target_ptr, rows, n_rows, N_COLS, ignore_index)
-        r = tl.where(active, factor, 0.0)
+        target, active, valid = load_target(target_ptr, sample_weight_ptr, rows, n_rows, N_COLS, ignore_index)
+        r = factor * load_sample_weight(sample_weight_ptr, rows, active, acc)
         loss += rows_step(
             rows,
             target,
             active,
             valid,
-            r,
+            tl.where(active, r, 0.0),
             logits_ptr,
             weight_ptr,
+            sample_weight_ptr,
+            cotangents,
+            outputs,
             dlogits_ptr,
+            extras,
             n_rows,
             stride_row,
             stride_col,
             stride_out,
-            eps,
-            share,
-            SMOOTHED,
+            acc,
             N_COLS,
             ROWS,
             WIDTH,
         )
-    if loss_ptr is not None:
-        tl.store(loss_ptr, divide(tl.sum(loss, 0), n).to(loss_ptr.dtype.element_ty))
+    if outputs.loss is not None:
+        tl.store(outputs.loss, divide(tl.sum(loss, 0), n).to(outputs.loss.dtype.element_ty))

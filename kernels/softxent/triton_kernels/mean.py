@@ -26,7 +26,7 @@ def norm_kernel(
     first = tl.program_id(0).to(tl.int64) * BLOCK
     for start in range(first, n_rows, tl.num_programs(0) * BLOCK):
         rows = start + tl.arange(0, BLOCK)
-        target, active, valid = load_target(target_ptr, rows, n_rows, n_cols, ignore_index)
+        target, active, valid = load_target(target_ptr, None, rows, n_rows, n_cols, ignore_index)
         norm += tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0)
     tl.store(norm_ptr + tl.program_id(0), tl.sum(norm, 0))
 
@@ -34,7 +34,7 @@ def norm_kernel(
 @triton.jit
 def reduce_kernel(
     loss_ptr,  # [n] losses, or sums of some
-    norm_ptr,  # [NORMS], or None: a sum
+    norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: a sum
     out_ptr,  # [] out
     n,
     NORMS: tl.constexpr,

@@ -20,9 +20,13 @@ from .common import (
     keep,
     larger_or_nan,
     load_factor,
+    load_sample_weight,
     load_target,
     load_target_weight,
+    logit_map,
     loss_of_target,
+    store_stats,
+    times_slope,
     whole_granules,
 )
 
@@ -40,10 +44,12 @@ def step_kernel(
     logits_ptr,  # [n_rows, n_cols] 16-bit floating point, values of a row side by side
     target_ptr,  # [n_rows] int
     weight_ptr,  # [n_cols], or None: all 1
-    norm_ptr,  # [NORMS] parts of the mean's divisor, or None: no mean
-    dloss_ptr,  # [n_rows], one number with stride_dloss = 0, or None: 1
-    loss_ptr,  # [n_rows] out, or None
+    sample_weight_ptr,  # [n_rows], or None: all 1
+    norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: no mean
+    cotangents,  # Cotangents, of the loss alone
+    outputs,  # Outputs, without entropy and prediction
     dlogits_ptr,  # [n_rows, n_cols] out, or None; its rows start in their granules where those of the logits do
+    extras,  # Extras, without label smoothing and softcap
     n_rows,
     n_cols,
     stride_row,
@@ -57,19 +63,21 @@ def step_kernel(
     ODD: tl.constexpr,  # whether rows start and end within a granule
     OPAQUE: tl.constexpr,  # whether `keep` can be had
 ):
+    dtype: tl.constexpr = logits_ptr.dtype.element_ty
     if not ODD:  # what Triton has to know to access 16 bytes at once
         stride_row = stride_row // GRANULE * GRANULE
         stride_out = stride_out // GRANULE * GRANULE
     row = tl.program_id(0).to(tl.int64)
-    target, active, valid = load_target(target_ptr, row, n_rows, n_cols, ignore_index)
+    target, active, valid = load_target(target_ptr, sample_weight_ptr, row, n_rows, n_cols, ignore_index)
     row_ptr = logits_ptr + row * stride_row
-    z_y = tl.load(row_ptr + target, mask=valid, other=0.0).to(tl.float32)
+    z_y, slope = logit_map(tl.load(row_ptr + target, mask=valid, other=0.0), None, extras, tl.float32)
     w_y = load_target_weight(weight_ptr, target, valid, tl.float32)
 
     skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
     start_ptr = first_granule(row_ptr, skip, GRANULE)
     at = tl.arange(0, BLOCK_N)
-    x = tl.load(start_ptr + at, mask=active & (at < whole), other=float("-inf"))
+    mask = active & (at < whole)
+    x = tl.load(start_ptr + at, mask=mask, other=float("-inf"))
 
     # The thread of the target, and the other values that it holds.
     GROUPS: tl.constexpr = BLOCK_N // (THREADS * GRANULE)
@@ -79,13 +87,16 @@ def step_kernel(
     mate = tl.arange(0, GROUPS * GRANULE)
     mate_at = (mate // GRANULE * THREADS + its_thread) * GRANULE + mate % GRANULE
     mate_mask = active & (its_thread >= 0) & (mate_at < whole) & (mate_at != target_at)
-    z_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf")).to(tl.float32)
+    x_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf"))
+    z_mate, _ = logit_map(x_mate, None, extras, tl.float32)
     if ODD:
         edge_cols, in_edge = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
         edge_mask = active & in_edge & (edge_cols != target)
-        z_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf")).to(tl.float32)
+        x_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf"))
+        z_edge, _ = logit_map(x_edge, None, extras, tl.float32)
 
-    of_thread = tl.reduce(by_thread(x.to(tl.float32), THREADS, GRANULE), 1, larger_or_nan)
+    z, _ = logit_map(x, None, extras, tl.float32)
+    of_thread = tl.reduce(by_thread(z, THREADS, GRANULE), 1, larger_or_nan)
     runner_up = tl.reduce(tl.where(others, of_thread, float("-inf")), 0, larger_or_nan)
     runner_up = larger_or_nan(runner_up, tl.reduce(z_mate, 0, larger_or_nan))
     if ODD:
@@ -95,10 +106,11 @@ def step_kernel(
 
     if OPAQUE:
         x = keep(x)
-    e = exp_for(x.to(tl.float32) - shift, x.dtype)
-    e_mate = exp_for(z_mate - shift, x.dtype)
+    z, _ = logit_map(x, None, extras, tl.float32)
+    e = exp_for(z - shift, dtype)
+    e_mate = exp_for(z_mate - shift, dtype)
     if ODD:
-        e_edge = exp_for(z_edge - shift, x.dtype)
+        e_edge = exp_for(z_edge - shift, dtype)
         of_thread = tl.sum(by_thread(fixed_point(e), THREADS, GRANULE), 1)
         rest = tl.sum(tl.where(others, of_thread, 0), 0) + tl.sum(fixed_point(e_mate), 0)
         rest = from_fixed_point(rest + tl.sum(fixed_point(e_edge), 0))
@@ -107,21 +119,29 @@ def step_kernel(
         rest = tl.sum(tl.where(others, of_thread, 0.0), 0) + tl.sum(e_mate, 0)
     over = exp(runner_up - m)
     rest *= over
-    _, loss = loss_of_target(m, rest, z_y, w_y)
-    if loss_ptr is not None:
-        tl.store(loss_ptr + row, tl.where(active, loss, 0.0).to(loss_ptr.dtype.element_ty))
+    d, log_d, loss = loss_of_target(m, rest, z_y, w_y, 0.0, extras)
+    loss = tl.where(active, loss * load_sample_weight(sample_weight_ptr, row, active, tl.float32), 0.0)
+    if outputs.loss is not None:
+        tl.store(outputs.loss + row, loss.to(outputs.loss.dtype.element_ty))
+    store_stats(outputs, row, row < n_rows, active, valid, m, d, log_d, z_y, 0.0, target)
 
     if dlogits_ptr is not None:
         out: tl.constexpr = dlogits_ptr.dtype.element_ty
-        r = load_factor(dloss_ptr, stride_dloss, norm_ptr, row, active, NORMS, tl.float32)
-        scale, _, at_target = gradient_of_row(r, rest, m, z_y, w_y, 0.0, 0.0, 0.0, active)
-        scale = tl.where(active, scale * over, 0.0)
+        r = load_factor(cotangents, stride_dloss, norm_ptr, sample_weight_ptr, row, active, NORMS, tl.float32)
+        scale, _, _, at_target = gradient_of_row(
+            r, m, rest, z_y, w_y, 0.0, 0.0, 0.0, 0.0, extras, cotangents, row, active
+        )
+        at_target = times_slope(at_target, slope, extras)
+        scale = times_slope(tl.where(active, scale * over, 0.0), slope, extras)
         out_ptr = dlogits_ptr + row * stride_out
         if OPAQUE:
             x = keep(x)
-        dz = (scale * exp_for(x.to(tl.float32) - shift, x.dtype)).to(out)
+        z, _ = logit_map(x, None, extras, tl.float32)
+        dz = (scale * exp_for(z - shift, dtype)).to(out)
         tl.store(first_granule(out_ptr, skip, GRANULE) + at, dz, mask=at < whole)
-        if ODD:
-            tl.store(out_ptr + edge_cols, (scale * e_edge).to(out), mask=in_edge)
+        if ODD:  # read again: there is no register to keep them in
+            x_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf"))
+            z_edge, _ = logit_map(x_edge, None, extras, tl.float32)
+            tl.store(out_ptr + edge_cols, (scale * exp_for(z_edge - shift, dtype)).to(out), mask=in_edge)
         tl.debug_barrier()  # the target's value goes over what another thread may have written there
         tl.store(out_ptr + target, at_target.to(out), mask=valid)

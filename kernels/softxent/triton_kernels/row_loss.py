@@ -11,6 +11,7 @@ to zero before a loss scale lifts it: they read the logits again in backward. A 
 one launch in forward.
 """
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -20,82 +21,122 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
+from ..options import Inputs, Options, Stats, empty_stats
 from . import few_classes, mean, packed_row, streaming, whole_row
+from .common import Cotangents, Extras, Outputs
+
+NO_COTANGENTS = Cotangents(None, None, None, None)
+NO_STATS = Stats()
 
 
 def forward(
-    logits: Tensor,  # [n_rows, n_cols] any strides
-    target: Tensor,  # [n_rows] int
-    weight: Tensor | None,  # [n_cols]
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    dtype: torch.dtype,
-    needs_grad: bool,
-    inplace: bool,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss in `dtype`, and what `backward` wants: the gradient, parts of the mean's divisor, the rows' stats."""
-    n_rows, n_cols = logits.shape
-    target, weight = target.contiguous(), None if weight is None else weight.contiguous()
+    inputs: Inputs, options: Options, dtype: torch.dtype, needs_grad: bool, inplace: bool, wanted: frozenset[str]
+) -> tuple[Tensor, Stats, list[Any]]:
+    """The loss in `dtype`, the stats, and what `backward` wants: the gradient, parts of the mean's divisor, what was
+    kept of streamed rows, and what the launch was chosen by."""
+    inputs = _contiguous(inputs)
+    logits, reduction = inputs.logits, options.reduction
     acc = torch.promote_types(logits.dtype, torch.float32)
     now = needs_grad and _in_forward(logits, reduction)
     dlogits = _gradient_like(logits, inplace) if now else None
-    options = ignore_index, label_smoothing
+    stats = empty_stats(wanted, logits) if wanted else NO_STATS
+    holds = _holds(options, wanted)
     with on_device_of(logits):
+        extras = numbers(inputs, options)
         if _is_tiny(logits, reduction):
             loss = logits.new_empty((), dtype=dtype)
-            _one_launch(logits, target, weight, None, *options, reduction, loss, dlogits)
-            return loss, [dlogits, None, None]
-        norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc) if reduction == "mean" else None
-        loss = logits.new_empty(n_rows, dtype=acc if reduction != "none" else dtype)
-        stats = None
-        if _streams(logits, label_smoothing):
-            stats = logits.new_empty(n_rows, 4, dtype=acc) if needs_grad and not now else None
-            _stream(logits, target, weight, norm, *options, loss, dlogits, stats)
+            _one_launch(inputs, options, extras, NO_COTANGENTS, Outputs(loss, *stats), dlogits)
+            return loss, stats, [dlogits, None, None, holds]
+        norm = _norm(inputs, options)
+        loss = logits.new_empty(len(logits), dtype=acc if reduction != "none" else dtype)
+        outputs = Outputs(loss, *stats)
+        kept = None
+        if _streams(inputs, holds):
+            if now:
+                _stream_step(inputs, options, holds, extras, norm, outputs, dlogits)
+            else:
+                kept = logits.new_empty(len(logits), streaming.STATS.value, dtype=acc) if needs_grad else None
+                _stream_forward(inputs, options, holds, extras, outputs, kept, "entropy" in wanted)
         else:
-            loss = _step(logits, target, weight, norm, None, *options, loss, dlogits, reduction != "none")
+            summed = reduction != "none"
+            loss = _step(inputs, options, holds, extras, norm, NO_COTANGENTS, outputs, dlogits, summed)
         if reduction != "none":
-            loss = _reduce(loss, norm, dtype)
-    return loss, [dlogits, norm, stats]
+            loss = _reduce(loss, norm, inputs, dtype)
+    return loss, stats, [dlogits, norm, kept, holds]
 
 
 def backward(
     dloss: Tensor,  # () or, for reduction="none", [n_rows]
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    kept: list[Tensor | None],
+    dstats: Stats,
+    inputs: Inputs,
+    options: Options,
+    kept: list[Any],
     inplace: bool,
 ) -> Tensor:
     """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
-    (dlogits, norm, stats), kept[0] = kept, None
-    n_rows, n_cols = logits.shape
-    target, weight = target.contiguous(), None if weight is None else weight.contiguous()
-    acc = torch.promote_types(logits.dtype, torch.float32)
-    options = ignore_index, label_smoothing
+    dlogits: Tensor | None
+    (dlogits, norm, kept_rows, holds), kept[0] = kept, None
+    inputs = _contiguous(inputs)
+    logits, reduction = inputs.logits, options.reduction
+    n_rows, acc = len(logits), torch.promote_types(logits.dtype, torch.float32)
+    at_once = all(x is None for x in dstats) and _in_forward(logits, reduction)  # the same bits as in forward
     with on_device_of(logits):
-        if dlogits is None:
-            factor = None if _in_forward(logits, reduction) else dloss
-            dlogits = _gradient_like(logits, inplace)
-            if reduction == "mean" and norm is None and not _is_tiny(logits, reduction):
-                norm = _norm(target, weight, ignore_index, n_rows, n_cols, acc)
+        if dlogits is None or not at_once:
+            if dlogits is None:
+                dlogits = _gradient_like(logits, inplace)
+            extras = numbers(inputs, options)
+            cotangents = NO_COTANGENTS
+            if not at_once:
+                rows = (None if x is None else x.contiguous() for x in dstats[:3])
+                cotangents = Cotangents(dloss, *rows)
+            outputs = Outputs(None, *NO_STATS)
             if _is_tiny(logits, reduction):
-                _one_launch(logits, target, weight, factor, *options, reduction, None, dlogits)
-            elif factor is not None and _streams(logits, label_smoothing):
-                if stats is None:
-                    stats = logits.new_empty(n_rows, 4, dtype=acc)
-                    _stream(logits, target, weight, None, *options, logits.new_empty(n_rows, dtype=acc), None, stats)
-                _stream_backward(factor, logits, target, weight, norm, *options, stats, dlogits)
-            elif _streams(logits, label_smoothing):
-                _stream(logits, target, weight, norm, *options, None, dlogits, None)
+                _one_launch(inputs, options, extras, cotangents, outputs, dlogits)
+                if at_once:
+                    _scale(dlogits, dloss, acc, inplace)
+                return dlogits
+            if norm is None:
+                norm = _norm(inputs, options)
+            if holds is None:
+                holds = _holds(options, ())
+            if dstats.entropy is not None:
+                holds = holds._replace(entropy_gradient=True)
+            if at_once and _streams(inputs, holds):
+                _stream_step(inputs, options, holds, extras, norm, outputs, dlogits)
+            elif _streams(inputs, holds):
+                if kept_rows is None:
+                    kept_rows = logits.new_empty(n_rows, streaming.STATS.value, dtype=acc)
+                    moment = dstats.entropy is not None
+                    _stream_forward(inputs, options, holds, extras, outputs, kept_rows, moment)
+                _stream_backward(inputs, options, extras, norm, cotangents, kept_rows, dlogits)
             else:
-                _step(logits, target, weight, norm, factor, *options, None, dlogits, False)
-        if _in_forward(logits, reduction):
+                _step(inputs, options, holds, extras, norm, cotangents, outputs, dlogits, False)
+        if at_once:
             _scale(dlogits, dloss, acc, inplace)
     return dlogits
+
+
+def numbers(inputs: Inputs, options: Options) -> Extras:
+    """Numbers as they are, but for float64 logits as tensors, since a kernel's number is a float32."""
+    values: list[Any] = [
+        options.label_smoothing or None,
+        options.z_loss or None,
+        options.softcap,
+        None if options.logit_scale == 1 else options.logit_scale,
+    ]
+    if inputs.logits.dtype == torch.float64:
+        values = [None if x is None else inputs.logits.new_full((), x) for x in values]
+    if inputs.logit_scale is not None:
+        values[3] = inputs.logit_scale
+    return Extras(*values)
+
+
+def _contiguous(inputs: Inputs) -> Inputs:
+    """With vectors that the kernels can index."""
+    if inputs.target.is_contiguous() and inputs.weight is None and inputs.sample_weight is None:
+        return inputs
+    weight, sample_weight = (None if x is None else x.contiguous() for x in (inputs.weight, inputs.sample_weight))
+    return inputs._replace(target=inputs.target.contiguous(), weight=weight, sample_weight=sample_weight)
 
 
 def _is_tiny(logits: Tensor, reduction: str) -> bool:
@@ -110,8 +151,16 @@ def _layout(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
 
 
-def _tile(logits: Tensor, label_smoothing: float) -> launch.Whole | None:
-    return launch.whole(*_layout(logits), label_smoothing != 0, _device())
+def _holds(options: Options, wanted: Collection[str]) -> launch.Holds:
+    return launch.Holds(
+        smoothing=options.label_smoothing != 0,
+        softcap=options.softcap is not None,
+        stats="entropy" in wanted or "prediction" in wanted,
+    )
+
+
+def _tile(inputs: Inputs, holds: launch.Holds) -> launch.Whole | None:
+    return launch.whole(*_layout(inputs.logits), holds, _device())
 
 
 @cache
@@ -123,8 +172,8 @@ def _device() -> launch.Device:
     return launch.Device(target.warp_size, target.arch if target.backend == "cuda" else 0)
 
 
-def _streams(logits: Tensor, label_smoothing: float) -> bool:
-    return logits.shape[1] > launch.FEW and _tile(logits, label_smoothing) is None
+def _streams(inputs: Inputs, holds: launch.Holds) -> bool:
+    return inputs.logits.shape[1] > launch.FEW and _tile(inputs, holds) is None
 
 
 def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
@@ -140,27 +189,30 @@ def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
     return logits.new_empty(lead + n_rows * stride)[lead:].view(n_rows, stride)[:, :n_cols]
 
 
+def _norms(norm: Tensor | None, inputs: Inputs) -> int:
+    """The kernels' NORMS."""
+    return 1 if norm is None else 0 if inputs.normalizer is not None else len(norm)
+
+
 def _step(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+    inputs: Inputs,
+    options: Options,
+    holds: launch.Holds,
+    extras: Extras,
     norm: Tensor | None,
-    dloss: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    loss: Tensor | None,
+    cotangents: Cotangents,
+    outputs: Outputs,
     dlogits: Tensor | None,
     summed: bool,
 ) -> Any:
-    """Rows that a thread or a program holds. Returns what was written of `loss`: its rows, or with `summed` sums."""
+    """Rows that a thread or a program holds. Returns what was written of the loss: its rows, or with `summed` sums."""
+    logits = inputs.logits
     n_rows, n_cols = logits.shape
+    dloss = cotangents.loss
     stride_dloss = dloss.stride(0) if dloss is not None and dloss.dim() else 0
     stride_out = 0 if dlogits is None else dlogits.stride(0)
-    common: dict[str, Any] = {
-        "NORMS": 1 if norm is None else len(norm),
-        **launch.OPTIONS,
-    }
-    tensors = logits, target, weight, norm, dloss, loss, dlogits
+    tensors = *inputs[:4], norm, cotangents, outputs, dlogits, extras
+    common: dict[str, Any] = {"NORMS": _norms(norm, inputs), **launch.OPTIONS}
     if n_cols <= launch.FEW:
         programs = launch.cdiv(n_rows, launch.ROWS)
         few_classes.step_kernel[(programs,)](
@@ -169,9 +221,7 @@ def _step(
             *logits.stride(),
             stride_out,
             stride_dloss,
-            ignore_index,
-            label_smoothing,
-            SMOOTHED=label_smoothing != 0,
+            options.ignore_index,
             SUMMED=summed,
             N_COLS=n_cols,
             ROWS=launch.ROWS,
@@ -179,77 +229,64 @@ def _step(
             num_warps=launch.ROWS // _device().warp_size,
             **common,
         )
+        return outputs.loss if not summed else outputs.loss[:programs]
+    tile = _tile(inputs, holds)
+    assert tile is not None
+    programs = launch.cdiv(n_rows, tile.block_m)
+    common |= {"GRANULE": tile.access.granule, "ODD": tile.access.odd, "num_warps": tile.num_warps}
+    if tile.packed:
+        packed_row.step_kernel[(programs,)](
+            *tensors,
+            n_rows,
+            n_cols,
+            logits.stride(0),
+            stride_out,
+            stride_dloss,
+            options.ignore_index,
+            BLOCK_N=tile.block_n,
+            THREADS=32 * tile.num_warps,
+            OPAQUE=not triton.knobs.runtime.interpret,
+            **common,
+        )
     else:
-        tile = _tile(logits, label_smoothing)
-        assert tile is not None
-        programs = launch.cdiv(n_rows, tile.block_m)
-        granule, odd = tile.access
-        if tile.packed:
-            packed_row.step_kernel[(programs,)](
-                *tensors,
-                n_rows,
-                n_cols,
-                logits.stride(0),
-                stride_out,
-                stride_dloss,
-                ignore_index,
-                BLOCK_N=tile.block_n,
-                THREADS=32 * tile.num_warps,
-                GRANULE=granule,
-                ODD=odd,
-                OPAQUE=not triton.knobs.runtime.interpret,
-                num_warps=tile.num_warps,
-                **common,
-            )
-        else:
-            whole_row.step_kernel[(programs,)](
-                *tensors,
-                n_rows,
-                n_cols,
-                *logits.stride(),
-                stride_out,
-                stride_dloss,
-                ignore_index,
-                label_smoothing,
-                SMOOTHED=label_smoothing != 0,
-                SUMMED=summed,
-                BLOCK_M=tile.block_m,
-                BLOCK_N=tile.block_n,
-                GRANULE=granule,
-                ODD=odd,
-                CLUSTER=tile.num_ctas > 1,
-                num_warps=tile.num_warps,
-                num_ctas=tile.num_ctas,
-                **common,
-            )
-    return loss if loss is None or not summed else loss[:programs]
+        whole_row.step_kernel[(programs,)](
+            *tensors,
+            n_rows,
+            n_cols,
+            *logits.stride(),
+            stride_out,
+            stride_dloss,
+            options.ignore_index,
+            SUMMED=summed,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            CLUSTER=tile.num_ctas > 1,
+            num_ctas=tile.num_ctas,
+            **common,
+        )
+    return outputs.loss if not summed else outputs.loss[:programs]
 
 
 def _one_launch(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    dloss: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    loss: Tensor | None,
+    inputs: Inputs,
+    options: Options,
+    extras: Extras,
+    cotangents: Cotangents,
+    outputs: Outputs,
     dlogits: Tensor | None,
 ) -> None:
+    logits = inputs.logits
     few_classes.one_launch_kernel[(1,)](
-        logits,
-        target,
-        weight,
-        dloss,
-        loss,
+        *inputs[:5],
+        cotangents,
+        outputs,
         dlogits,
+        extras,
         len(logits),
         *logits.stride(),
         0 if dlogits is None else dlogits.stride(0),
-        ignore_index,
-        label_smoothing,
-        SMOOTHED=label_smoothing != 0,
-        MEAN=reduction == "mean",
+        options.ignore_index,
+        MEAN=options.reduction == "mean",
         N_COLS=logits.shape[1],
         ROWS=launch.ROWS,
         WIDTH=launch.vector(*_layout(logits)),
@@ -258,93 +295,98 @@ def _one_launch(
     )
 
 
-def _stream(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    norm: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    loss: Tensor | None,
-    dlogits: Tensor | None,
-    stats: Tensor | None,
-) -> None:
-    n_rows, n_cols = logits.shape
-    num_warps, _ = launch.STREAM[logits.itemsize]
-    common: dict[str, Any] = {
-        "SMOOTHED": label_smoothing != 0,
+def _stream(inputs: Inputs, holds: launch.Holds) -> dict[str, Any]:
+    """How the kernels that stream rows sum them."""
+    num_warps, _ = launch.STREAM[inputs.logits.itemsize]
+    return {
         "THREADS": _device().warp_size * num_warps,
-        "VECTOR": 16 // logits.itemsize,
+        "VECTOR": 16 // inputs.logits.itemsize,
+        "UNROLL": launch.unroll(inputs.logits.itemsize, holds, _device()),
         "num_warps": num_warps,
         **launch.OPTIONS,
     }
+
+
+def _stream_forward(
+    inputs: Inputs,
+    options: Options,
+    holds: launch.Holds,
+    extras: Extras,
+    outputs: Outputs,
+    kept: Tensor | None,
+    moment: bool,
+) -> None:
+    logits = inputs.logits
     granule, odd = launch.access(*_layout(logits))
-    options = ignore_index, label_smoothing
-    if dlogits is None:
-        streaming.forward_kernel[(n_rows,)](
-            logits,
-            target,
-            weight,
-            loss,
-            stats,
-            n_rows,
-            n_cols,
-            *logits.stride(),
-            *options,
-            **common,
-            GRANULE=1 if odd else granule,
-        )
-        return
-    streaming.step_kernel[(n_rows,)](
-        logits,
-        target,
-        weight,
+    streaming.forward_kernel[(len(logits),)](
+        *inputs[:4],
+        outputs,
+        kept,
+        extras,
+        *logits.shape,
+        *logits.stride(),
+        options.ignore_index,
+        MOMENT=moment,
+        GRANULE=1 if odd else granule,
+        **_stream(inputs, holds),
+    )
+
+
+def _stream_step(
+    inputs: Inputs,
+    options: Options,
+    holds: launch.Holds,
+    extras: Extras,
+    norm: Tensor | None,
+    outputs: Outputs,
+    dlogits: Tensor | None,
+) -> None:
+    assert dlogits is not None
+    logits = inputs.logits
+    granule, odd = launch.access(*_layout(logits))
+    streaming.step_kernel[(len(logits),)](
+        *inputs[:4],
         norm,
-        loss,
+        NO_COTANGENTS,
+        outputs,
         dlogits,
-        n_rows,
-        n_cols,
+        extras,
+        *logits.shape,
         *logits.stride(),
         dlogits.stride(0),
-        *options,
-        NORMS=1 if norm is None else len(norm),
+        options.ignore_index,
+        NORMS=_norms(norm, inputs),
         GRANULE=granule,
         ODD=odd,
-        **common,
+        **_stream(inputs, holds),
     )
 
 
 def _stream_backward(
-    dloss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+    inputs: Inputs,
+    options: Options,
+    extras: Extras,
     norm: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    stats: Tensor,
+    cotangents: Cotangents,
+    kept: Tensor,
     dlogits: Tensor,
 ) -> None:
-    n_rows, n_cols = logits.shape
+    logits = inputs.logits
     num_warps, block = launch.STREAM[logits.itemsize]
     granule, odd = launch.access(*_layout(logits))
-    streaming.backward_kernel[(n_rows, launch.cdiv(n_cols, block))](
-        dloss,
-        logits,
-        target,
-        weight,
+    streaming.backward_kernel[(len(logits), launch.cdiv(logits.shape[1], block))](
+        *inputs[:4],
         norm,
-        stats,
+        cotangents,
+        kept,
         dlogits,
-        n_rows,
-        n_cols,
-        dloss.stride(0) if dloss.dim() else 0,
+        extras,
+        *logits.shape,
         *logits.stride(),
         dlogits.stride(0),
-        ignore_index,
-        label_smoothing,
-        NORMS=1 if norm is None else len(norm),
-        SMOOTHED=label_smoothing != 0,
+        cotangents.loss.stride(0) if cotangents.loss.dim() else 0,
+        options.ignore_index,
+        NORMS=_norms(norm, inputs),
         BLOCK=block,
         GRANULE=granule,
         ODD=odd,
@@ -353,20 +395,25 @@ def _stream_backward(
     )
 
 
-def _norm(
-    target: Tensor, weight: Tensor | None, ignore_index: int, n_rows: int, n_cols: int, acc: torch.dtype
-) -> Tensor:
-    """What the mean divides by, in parts: the sum of the weights of the targets that count."""
-    norm = target.new_empty(launch.norms(n_rows), dtype=acc)
-    mean.norm_kernel[(len(norm),)](target, weight, norm, n_rows, n_cols, ignore_index, BLOCK=launch.NORM)
+def _norm(inputs: Inputs, options: Options) -> Tensor | None:
+    """What the mean divides by: a given number [1], or the sum of the weights of the targets that count, in parts."""
+    if options.reduction != "mean":
+        return None
+    if inputs.normalizer is not None:
+        return inputs.normalizer
+    n_rows, n_cols = inputs.logits.shape
+    acc = torch.promote_types(inputs.logits.dtype, torch.float32)
+    norm = inputs.logits.new_empty(launch.norms(n_rows), dtype=acc)
+    mean.norm_kernel[(len(norm),)](
+        inputs.target, inputs.weight, norm, n_rows, n_cols, options.ignore_index, BLOCK=launch.NORM
+    )
     return norm
 
 
-def _reduce(loss: Tensor, norm: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The sum of the losses, divided by the sum of the norm's parts."""
+def _reduce(loss: Tensor, norm: Tensor | None, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    """The sum of the losses, divided by the norm."""
     out = loss.new_empty((), dtype=dtype)
-    norms = 1 if norm is None else len(norm)
-    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, BLOCK=launch.NORM)
+    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=_norms(norm, inputs), BLOCK=launch.NORM)
     return out
 
 

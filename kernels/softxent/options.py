@@ -1,0 +1,47 @@
+"""What one call hands from layer to layer: its tensors, its options, and what is wanted of the rows."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    logits: Tensor  # [n_rows, n_cols] any strides
+    target: Tensor  # [n_rows] int
+    weight: Tensor | None = None  # [n_cols]
+    sample_weight: Tensor | None = None  # [n_rows]
+    normalizer: Tensor | None = None  # [1] what the mean divides by, instead of the sum of w_y over targets that count
+    logit_scale: Tensor | None = None  # [] in the place of the option
+
+
+class Options(NamedTuple):
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    def maps(self, inputs: Inputs) -> bool:
+        """Whether the softmax is one of other numbers than the logits."""
+        return self.softcap is not None or self.logit_scale != 1 or inputs.logit_scale is not None
+
+
+class Stats(NamedTuple):
+    """Of each row [n_rows], or None where it is not wanted. As gradients: incoming ones."""
+
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    target_logprob: Tensor | None = None
+    prediction: Tensor | None = None  # int64
+
+
+DIFFERENTIABLE = ("lse", "entropy", "target_logprob")
+
+
+def empty_stats(wanted: frozenset[str], logits: Tensor) -> Stats:
+    """Room for those that are wanted: float32, or float64 for float64 logits; the prediction int64."""
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    dtypes = {name: torch.int64 if name == "prediction" else acc for name in wanted}
+    return Stats(**{name: logits.new_empty(len(logits), dtype=dtype) for name, dtype in dtypes.items()})
