@@ -20,7 +20,7 @@ train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
 
 test: $(INSTALLED)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto $(ARGS)
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		$(RUN) -m pytest --device cuda $(ARGS) || test $$? -eq 5; \
 	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
@@ -37,9 +37,10 @@ lint: $(INSTALLED)
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
 
-# What the compiler makes of every launch choice, for each GPU that users have. Minutes; then read `git diff`.
+# What the compiler makes of the launch choices, for each GPU that users have. An hour, or minutes with ARGS=--brief, one
+# for each regime and dtype. Then read `git diff`.
 codegen: $(INSTALLED)
-	$(RUN) bench/codegen.py > bench/results/codegen-triton-3.7.md
+	$(RUN) bench/codegen.py $(ARGS) > bench/results/codegen-triton-3.7.md
 	sh tools/triton_env.sh 3.9.0
 	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > bench/results/codegen-triton-3.9.md
 

@@ -22,7 +22,7 @@ setup(
     package_data={"softxent": ["py.typed"]},
     install_requires=["torch>=2.11", 'triton>=3.6; platform_system == "Linux"', "numpy"],
     extras_require={
-        "fmnist": ["tqdm", "matplotlib"],  # for the training script of the checkout
-        "test": ["pytest", "pytest-benchmark", "hypothesis"],
+        "fmnist": ["tqdm", "matplotlib", "safetensors"],  # for the training script of the checkout
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis"],
     },
 )

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: their threads would wait for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
+
 import pytest
 import torch
 
@@ -19,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers have the cores: their threads would wait for each other
     if config.getoption("--device") == "cpu" and find_spec("triton"):
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
         import interpreter
