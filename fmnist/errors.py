@@ -1,5 +1,9 @@
-"""The one exception for what a user can mend: the command prints its message, and no traceback, and exits with 2."""
+"""What ends a command with one line on stderr, and no traceback."""
 
 
 class UserError(Exception):
-    """A message that says what is wrong and what to do."""
+    """What the user can mend: a message that says what is wrong and what to do. Exit code 2."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a run that can go on: a message that says how. Exit code 130, the shells' for SIGINT."""

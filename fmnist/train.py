@@ -1,96 +1,159 @@
-"""Training: minibatch SGD on the cross-entropy, the whole dataset in memory, and a record of the run in a folder.
+"""python -m fmnist train: minibatch SGD, and a record of the run in a folder.
 
-runs/<name>/  config.json        what was asked for
-              metrics.jsonl      a record of the start, one an epoch, one of the end
-              model.pt           the weights (checkpoint.py)
-              curves.png         loss and accuracy by epoch
-              predictions.png    test images with true and predicted labels
+runs/<name>/  config.json            what was asked for
+              metrics.jsonl          a record of the start, one an epoch, one of the end
+              model.safetensors      the weights after the last epoch (checkpoint.py)
+              resume.safetensors     until the end: what --resume needs (state.py)
+              curves.png             loss and accuracy by epoch
+              predictions.png        test images with true and predicted labels
+              confusion.png          test images by true and predicted label
+              templates.png          of softmax regression: the weights of each class, as an image
+              report.html            all of it as one page (report.py)
 """
 
+import argparse
 import json
 import math
+import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import softxent
 
-from . import checkpoint, data, device, plots
-from .errors import UserError
+from . import arguments as take
+from . import checkpoint, data, device, files, metrics, plots, records, report, state
+from .config import RECIPES, SCHEDULES, Config, of_model
+from .errors import Interrupted, UserError
+from .loop import Split, evaluate, logits_of, one_epoch
+from .losses import LOSSES, UNITS
 from .models import MODELS
+from .records import Records
+from .state import State
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"fused": softxent.fused_softmax_xent, "torch": F.cross_entropy}
-
-
-@dataclass(frozen=True)
-class Config:
-    """The recipe of "Dive into Deep Learning", section 3.6, unless told otherwise."""
-
-    model: str = "softmax"
-    loss: str = "fused"
-    epochs: int = 10
-    batch_size: int = 256
-    lr: float = 0.1
-    seed: int = 1
-    device: str = "auto"
-    data: str | None = None
-    require_full_data: bool = False
-    runs: str = "runs"
-    name: str | None = None  # of the folder in `runs`; None: made from the model, the loss, and the time
+__all__ = ["LOSSES", "Config", "Split", "add_arguments", "evaluate", "logits_of", "resume", "run", "train"]
 
 
-@dataclass
-class Split:
-    """Images [n, 28, 28] and labels [n], uint8, on the device."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.argument_default = argparse.SUPPRESS  # absent unless given: --resume and the recipes have to know
+    parser.add_argument("--model", choices=MODELS, help=_default("model"))
+    parser.add_argument("--loss", choices=LOSSES, help=f"softxent's, torch's, or squared error; {_default('loss')}")
+    help = "mix the targets with the uniform distribution; "
+    parser.add_argument("--label-smoothing", metavar="EPS", type=take.fraction, help=help + _default("label_smoothing"))
+    help = "train on mixtures of two images, weighed by Beta(ALPHA, ALPHA); 0: none; "
+    parser.add_argument("--mixup", metavar="ALPHA", type=take.at_least_0, help=help + _default("mixup"))
+    help = "of the rate: the same for all steps, or falling to 0; "
+    parser.add_argument("--schedule", choices=SCHEDULES, help=help + _default("schedule"))
+    parser.add_argument("--epochs", type=take.positive(int), help=_default("epochs"))
+    parser.add_argument("--batch-size", type=take.positive(int), help=_default("batch_size"))
+    parser.add_argument("--lr", type=take.positive(float), help=f"learning rate of SGD; {_default('lr')}")
+    parser.add_argument("--momentum", type=take.fraction, help=f"of SGD, below 1; {_default('momentum')}")
+    parser.add_argument("--seed", type=take.seed, help=f"of the weights and the images' order; {_default('seed')}")
+    parser.add_argument("--runs", metavar="DIR", help=f"where the run's folder goes; {_default('runs')}")
+    parser.add_argument("--name", help="of the run's folder; made from model, loss and time if not given")
+    help = "continue an interrupted run, to the bit and with its own settings"
+    parser.add_argument("--resume", metavar="RUN_FOLDER", type=Path, help=help)
+    take.add_device(parser, default=argparse.SUPPRESS)
+    take.add_data(parser)
 
-    images: Tensor
-    labels: Tensor
 
-    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Pixels in [0, 1] as [n, 784] float32, and labels as int64."""
-        return self.images[rows].flatten(1).float().div_(255), self.labels[rows].long()
+def _default(name: str) -> str:
+    recipes = [f"{model} {recipe[name]}" for model, recipe in RECIPES.items() if name in recipe]
+    return "default: " + ", ".join([str(getattr(Config(), name)), *recipes])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    given = {field.name: getattr(arguments, field.name) for field in fields(Config) if field.name in arguments}
+    if "resume" in arguments:
+        resume(arguments.resume, given)
+    else:
+        train(of_model(**given))
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Train as `config` says and write the run's folder; returns the last record of metrics.jsonl."""
-    place, why = device.choose(config.device)
-    print(f"device: {place} ({why})")
-    dataset = data.load(config.data, config.require_full_data)
-    print(f"data: {len(dataset.train_images)} + {len(dataset.test_images)} images from {dataset.source}")
-    if not dataset.complete:
-        print(SAMPLE_WARNING)
-    training = Split(torch.tensor(dataset.train_images, device=place), torch.tensor(dataset.train_labels, device=place))
-    test = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
+    """Train as `config` says and write the run's folder; returns the last record of metrics.jsonl.
 
+    Raises UserError for what cannot be had or written, and Interrupted on Ctrl-C once there is something to resume.
+    """
+    files.require_safetensors()
+    setting = _prepare(config)
     folder = _new_folder(config)
-    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    epochs: list[dict[str, Any]] = []
-    with open(folder / "metrics.jsonl", "w") as metrics:
+    files.write_text(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    written = Records(folder / records.FILE)
+    written.add("start", **asdict(config) | setting.environment())
+    beginning = State.fresh(config, setting.place)
+    beginning.save(folder / state.FILE)
+    return _run_to_the_end(config, setting, folder, written, beginning)
 
-        def record(event: str, **values: Any) -> dict[str, Any]:
-            entry = {"event": event, **values}
-            metrics.write(json.dumps(entry) + "\n")
-            metrics.flush()
-            return entry
 
-        start = asdict(config) | _environment(place, why, dataset)
-        record("start", **start)
-        for epoch in _train_epochs(config, training, test, place, folder):
-            epochs.append(record("epoch", **epoch))
-        end = record(
-            "end", test_accuracy=epochs[-1]["test_accuracy"], seconds=sum(epoch["seconds"] for epoch in epochs)
-        )
-    title = f"{config.model}, {config.loss} loss, lr {config.lr}, batch {config.batch_size}, seed {config.seed}"
-    _draw(folder, epochs, title + ("" if dataset.complete else " (EMBEDDED SAMPLE)"), dataset)
-    print(f"test accuracy {end['test_accuracy']:.4f}; {folder}/")
-    return end
+def resume(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Continue the run in `folder` after its last whole epoch; returns as `train`.
+
+    `given` are settings by name, which must be the run's. Raises UserError if they are not, if the run is finished, if
+    `folder` holds none, and if the device or the data are not what the run began with; Interrupted as `train`.
+    """
+    config, written = _begun(folder)
+    for name, value in given.items():
+        if value != getattr(config, name):
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{folder} was begun with {option} {getattr(config, name)}, not {value}: leave {option} out"
+            )
+    setting = _prepare(config)
+    now = setting.environment()
+    for name in ("device_used", "n_train", "full_data"):
+        if now[name] != written[0].get(name):
+            raise UserError(f"{folder} was begun with {name} {written[0].get(name)}, and would go on with {now[name]}")
+    saved = State.load(folder / state.FILE, config, setting.place)
+    written.forget_after(saved.epoch)
+    written.add("resume", epoch=saved.epoch, **now)
+    return _run_to_the_end(config, setting, folder, written, saved)
+
+
+def _begun(folder: Path) -> tuple[Config, Records]:
+    """The settings and the records of a run that is not finished."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"nothing to resume: {folder} is not the folder of a run")
+    written = records.read(folder / records.FILE)
+    if written.finished():
+        raise UserError(f"nothing to resume: the run in {folder} is finished, with {len(written.epochs())} epochs")
+    if not written or not (folder / state.FILE).is_file():
+        raise UserError(f"nothing to resume: {folder} was interrupted before its run began; delete it")
+    try:
+        return Config(**json.loads((folder / "config.json").read_text())), written
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} holds no settings of this version: {error}") from error
+
+
+@dataclass
+class Setting:
+    """Where a run computes, and on what."""
+
+    place: torch.device
+    why: str  # that place
+    dataset: data.FashionMNIST
+    training: Split
+    test: Split
+
+    def environment(self) -> dict[str, Any]:
+        environment: dict[str, Any] = {
+            "device_used": str(self.place),
+            "device_reason": self.why,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "softxent": softxent.__version__,
+            "data_source": self.dataset.source,
+            "n_train": len(self.dataset.train_labels),
+            "n_test": len(self.dataset.test_labels),
+            "full_data": self.dataset.complete,
+        }
+        return environment if self.dataset.complete else environment | {"warning": SAMPLE_WARNING}
 
 
 SAMPLE_WARNING = (
@@ -99,87 +162,16 @@ SAMPLE_WARNING = (
 )
 
 
-def _train_epochs(
-    config: Config, training: Split, test: Split, place: torch.device, folder: Path
-) -> Iterator[dict[str, Any]]:
-    torch.manual_seed(config.seed)
-    model = MODELS[config.model]().to(place)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
-    shuffle = torch.Generator().manual_seed(config.seed)
-    for epoch in range(1, config.epochs + 1):
-        began = time.perf_counter()
-        train_loss, train_accuracy = _one_epoch(config, model, optimizer, training, shuffle, f"epoch {epoch}")
-        seconds = time.perf_counter() - began
-        test_loss, test_accuracy = evaluate(model, test, LOSSES[config.loss])
-        result = {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "seconds": seconds,
-            "images_per_second": len(training.labels) / seconds,
-        }
-        print(
-            f"epoch {epoch:3d}  train loss {train_loss:.4f}  train accuracy {train_accuracy:.4f}  "
-            f"test accuracy {test_accuracy:.4f}  {result['images_per_second']:,.0f} images/s"
-        )
-        if not math.isfinite(train_loss):
-            raise UserError(f"the loss is {train_loss} in epoch {epoch}: try a smaller --lr than {config.lr}")
-        checkpoint.save(folder / "model.pt", config.model, model, asdict(config) | {"epoch": epoch})
-        yield result
-
-
-def _one_epoch(
-    config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    training: Split,
-    shuffle: torch.Generator,
-    title: str,
-) -> tuple[float, float]:
-    """Loss and accuracy over the epoch, each batch as it was met. They are read from the device once, at the end."""
-    loss_of = LOSSES[config.loss]
-    n = len(training.labels)
-    place = training.labels.device
-    order = torch.randperm(n, generator=shuffle).to(place)
-    starts = range(0, n, config.batch_size)
-    losses = torch.zeros(len(starts), device=place)
-    right = torch.zeros(len(starts), device=place)
-    for i, start in enumerate(_with_bar(starts, title)):
-        images, labels = training.batch(order[start : start + config.batch_size])
-        logits = model(images)
-        loss = loss_of(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses[i] = loss.detach() * len(labels)
-        right[i] = (logits.detach().argmax(1) == labels).sum()
-    return losses.cpu().double().sum().item() / n, right.cpu().double().sum().item() / n
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, split: Split, loss_of: Callable[..., Tensor] = softxent.fused_softmax_xent
-) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and accuracy."""
-    n = len(split.labels)
-    loss = right = torch.zeros((), device=split.labels.device)
-    for start in range(0, n, 10_000):
-        images, labels = split.batch(slice(start, start + 10_000))
-        logits = model(images)
-        loss = loss + loss_of(logits, labels, reduction="sum")
-        right = right + (logits.argmax(1) == labels).sum()
-    return loss.item() / n, right.item() / n
-
-
-def _with_bar(batches: range, title: str) -> Any:
-    """A progress bar on a terminal, if tqdm is installed. It shows what was submitted, and waits for nothing."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return batches
-    return tqdm(batches, desc=title, unit="batch", leave=False, disable=None)
+def _prepare(config: Config) -> Setting:
+    place, why = device.choose(config.device)
+    print(f"device: {place} ({why})")
+    dataset = data.load(config.data, config.require_full_data)
+    print(f"data: {len(dataset.train_images)} + {len(dataset.test_images)} images from {dataset.source}")
+    if not dataset.complete:
+        print(SAMPLE_WARNING)
+    training = Split(torch.tensor(dataset.train_images, device=place), torch.tensor(dataset.train_labels, device=place))
+    test = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
+    return Setting(place, why, dataset, training, test)
 
 
 def _new_folder(config: Config) -> Path:
@@ -194,27 +186,68 @@ def _new_folder(config: Config) -> Path:
     return folder
 
 
-def _environment(place: torch.device, why: str, dataset: data.FashionMNIST) -> dict[str, Any]:
-    environment: dict[str, Any] = {
-        "device_used": str(place),
-        "device_reason": why,
-        "torch": torch.__version__,
-        "softxent": softxent.__version__,
-        "data_source": dataset.source,
-        "n_train": len(dataset.train_labels),
-        "n_test": len(dataset.test_labels),
-        "full_data": dataset.complete,
+def _run_to_the_end(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> dict[str, Any]:
+    try:
+        while now.epoch < config.epochs:
+            epoch = _next_epoch(config, setting, now)
+            written.add("epoch", **epoch)
+            checkpoint.save(folder / checkpoint.FILE, config.model, now.model, asdict(config) | {"epoch": now.epoch})
+            now.save(folder / state.FILE)  # the last of the three: a resumed run repeats what it does not know of
+        _draw(config, setting, folder, written, now)
+        epochs = written.epochs()
+        end = written.add(
+            "end", test_accuracy=epochs[-1]["test_accuracy"], seconds=sum(epoch["seconds"] for epoch in epochs)
+        )
+    except KeyboardInterrupt as error:
+        how = f"python -m fmnist train --resume {folder}"
+        raise Interrupted(f"interrupted; this goes on after the last whole epoch: {how}") from error
+    (folder / state.FILE).unlink()
+    report.write(folder)
+    print(f"test accuracy {end['test_accuracy']:.4f}; {folder}/")
+    return end
+
+
+def _next_epoch(config: Config, setting: Setting, now: State) -> dict[str, Any]:
+    """Advance the state by an epoch; its record. UserError if the loss is no longer a number."""
+    epoch = now.epoch + 1
+    began = time.perf_counter()
+    # cuDNN's fastest convolutions sum in an order that depends on the moment
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        train_loss, train_accuracy = one_epoch(config, now.model, now.optimizer, setting.training, now.shuffle, epoch)
+    seconds = time.perf_counter() - began
+    test_loss, test_accuracy = evaluate(now.model, setting.test, LOSSES[config.loss])
+    now.epoch = epoch
+    speed = len(setting.training.labels) / seconds
+    print(
+        f"epoch {epoch:3d}  train loss {train_loss:.4f}  train accuracy {train_accuracy:.4f}  "
+        f"test accuracy {test_accuracy:.4f}  {speed:,.0f} images/s"
+    )
+    if not math.isfinite(train_loss):
+        raise UserError(f"the loss is {train_loss} in epoch {epoch}: try a smaller --lr than {config.lr}")
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "seconds": seconds,
+        "images_per_second": speed,
     }
-    return environment if dataset.complete else environment | {"warning": SAMPLE_WARNING}
 
 
-def _draw(folder: Path, epochs: list[dict[str, Any]], title: str, dataset: data.FashionMNIST) -> None:
-    _, model = checkpoint.load(folder / "model.pt")
-    images, labels = dataset.test_images[:32], dataset.test_labels[:32]
+def _draw(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> None:
+    title = f"{config.model}, {config.loss} loss, lr {config.lr}, batch {config.batch_size}, seed {config.seed}"
+    title += "" if setting.dataset.complete else " (EMBEDDED SAMPLE)"
+    _, model = checkpoint.load(folder / checkpoint.FILE)
+    images, labels = setting.dataset.test_images[:32], setting.dataset.test_labels[:32]
     with torch.no_grad():
         guesses = model(Split(torch.tensor(images), torch.tensor(labels)).batch(slice(None))[0]).argmax(1)
     try:
-        plots.curves(epochs, title, folder / "curves.png")
+        plots.curves(written.epochs(), title, folder / "curves.png", UNITS[config.loss])
         plots.predictions(images, labels, guesses.numpy(), folder / "predictions.png")
+        confusion = metrics.measure(logits_of(now.model, setting.test)).confusion
+        plots.confusion(confusion.numpy(), data.LABELS, folder / "confusion.png")
+        if isinstance(model, nn.Linear):
+            plots.templates(model.weight.detach().numpy(), folder / "templates.png")
     except UserError as error:
         print(f"no pictures: {error}")

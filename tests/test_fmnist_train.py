@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import fmnist.data
-from fmnist import checkpoint, models, train
+from fmnist import checkpoint, files, loop, models, train
 from fmnist.__main__ import main
+from fmnist.config import of_model
 from fmnist.errors import UserError
+from fmnist_runs import records, run, without_pictures, without_times
 from softxent import dispatch, fused_softmax_xent
 
 ROOT = Path(__file__).parent.parent
@@ -25,17 +28,6 @@ ROOT = Path(__file__).parent.parent
 def torch_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CPU run uses. The one test of the kernels says so itself."""
     monkeypatch.setattr(dispatch, "INTERPRET", False)
-
-
-def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
-    defaults: dict[str, Any] = {"data": "sample", "epochs": 2, "runs": str(folder), "name": "run"}
-    train.train(train.Config(**defaults | options))
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    varying = {"seconds", "images_per_second", "runs", "name", "loss"}
-    return [{key: value for key, value in record.items() if key not in varying} for record in records]
 
 
 def test_ten_steps_through_the_interpreted_kernels_and_nothing_of_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,64 +70,156 @@ def test_ten_steps_through_the_interpreted_kernels_and_nothing_of_torchs(monkeyp
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_both_losses_give_the_same_curve(tmp_path: Path) -> None:
+def test_both_losses_give_the_same_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
     fused, torchs = (run(tmp_path / loss, loss=loss, epochs=5)[1:-1] for loss in ("fused", "torch"))
     for ours, theirs in zip(fused, torchs, strict=True):
         assert abs(ours["train_loss"] / theirs["train_loss"] - 1) < 1e-5
     assert fused[-1]["test_accuracy"] > 0.6
 
 
-def test_a_seed_repeats_to_the_bit_and_another_does_not(tmp_path: Path) -> None:
+def test_a_seed_repeats_to_the_bit_and_another_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
     first, second, other = (run(tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert without_times(first) == without_times(second)
     assert first[1]["train_loss"] != other[1]["train_loss"]
-    weights = [checkpoint.load(tmp_path / name / "run" / "model.pt")[1].state_dict() for name in "ab"]
+    weights = [checkpoint.load(tmp_path / name / "run" / "model.safetensors")[1].state_dict() for name in "ab"]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_the_checkpoint_has_the_accuracy_that_was_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"mixup": 0.4}, {"label_smoothing": 0.1, "mixup": 0.4}])
+def test_both_losses_give_the_same_curve_with_soft_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    without_pictures(monkeypatch)
+    plain, fused, torchs = (
+        run(tmp_path / name, loss=loss, **given)[1:-1]
+        for name, loss, given in (("a", "fused", {}), ("b", "fused", options), ("c", "torch", options))
+    )
+    for ours, theirs in zip(fused, torchs, strict=True):
+        assert abs(ours["train_loss"] / theirs["train_loss"] - 1) < 1e-5
+        assert abs(ours["test_loss"] / theirs["test_loss"] - 1) < 1e-5
+    assert fused[-1]["train_loss"] > plain[-1]["train_loss"] + 0.05, "softer targets have a higher cross-entropy"
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("loss", ["fused", "torch", "mse"])
+def test_every_model_learns_from_every_loss_through_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, loss: str
+) -> None:
+    without_pictures(monkeypatch)
+    options = f"--model {model} --loss {loss} --label-smoothing 0.1 --mixup 0.2 --schedule linear --epochs 2"
+    options += f" --batch-size 50 --lr 0.05 --momentum 0.9 --data sample --runs {tmp_path} --name run"
+    assert main(["train", *options.split()]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["model"], config["loss"], config["mixup"], config["schedule"]) == (model, loss, 0.2, "linear")
+    first, last = records(tmp_path / "run")[1:-1]
+    assert last["test_loss"] < first["test_loss"]
+    assert last["test_accuracy"] > (0.15 if loss == "mse" else 0.5), "the squared loss is slow to begin"
+
+
+def test_the_linear_rate_falls_to_0_over_all_steps_and_the_constant_one_stays() -> None:
+    config = train.Config(lr=0.5, schedule="linear")
+    rates = [loop.learning_rate(config, step, 10) for step in range(10)]
+    np.testing.assert_allclose(rates, np.arange(10, 0, -1) * 0.05)
+    assert {loop.learning_rate(train.Config(lr=0.5), step, 10) for step in range(10)} == {0.5}
+
+
+def test_the_linear_rate_is_the_optimizers_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    run(tmp_path, schedule="linear", batch_size=1000, epochs=3, lr=0.6)
+    np.testing.assert_allclose(rates, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_a_recipe_is_its_models_unless_told_otherwise() -> None:
+    assert of_model() == train.Config() and of_model(model="softmax") == train.Config()
+    assert of_model(model="mlp").momentum == 0.9 and of_model(model="mlp", momentum=0.5, lr=0.3).momentum == 0.5
+    assert of_model(model="cnn").schedule == "linear" and of_model(model="cnn", schedule="constant").lr == 0.05
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_model_maps_pixels_to_ten_logits_image_by_image(name: str) -> None:
+    torch.manual_seed(0)
+    model = models.MODELS[name]()
+    pixels = torch.rand(5, 784)
+    logits = model(pixels)
+    assert logits.shape == (5, 10)
+    torch.testing.assert_close(model(pixels[3:4]), logits[3:4])
+
+
+def test_without_safetensors_the_command_says_so_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert main(["train", "--data", "sample", "--runs", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "fmnist: checkpoints need safetensors: pip install safetensors\n" and not captured.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkpoint_has_the_accuracy_that_was_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read back with nothing of ours but the file names."""
+    without_pictures(monkeypatch)
     end = run(tmp_path)[-1]
-    state = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["state"]
+    state = load_file(tmp_path / "run" / "model.safetensors")
     folder = ROOT / "fmnist" / "sample"
     import gzip
 
     images = np.frombuffer(gzip.open(folder / "t10k-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
     labels = np.frombuffer(gzip.open(folder / "t10k-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
-    scores = images.reshape(-1, 784) / np.float32(255) @ state["weight"].numpy().T + state["bias"].numpy()
+    scores = images.reshape(-1, 784) / np.float32(255) @ state["weight"].T + state["bias"]
     assert end["test_accuracy"] == pytest.approx(float((scores.argmax(1) == labels).mean()), abs=1e-9)
 
 
 def test_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = run(tmp_path)
+    events = run(tmp_path)
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("device: cpu (")
-    assert [record["event"] for record in records] == ["start", "epoch", "epoch", "end"]
+    assert [record["event"] for record in events] == ["start", "epoch", "epoch", "end"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.1
-    for picture, least in (("curves.png", 400), ("predictions.png", 800)):
+    for picture, least in (
+        ("curves.png", 400),
+        ("predictions.png", 800),
+        ("confusion.png", 700),
+        ("templates.png", 500),
+    ):
         from matplotlib import image
 
         pixels = image.imread(tmp_path / "run" / picture)
         assert min(pixels.shape[:2]) >= least and pixels.std() > 0.05, "an empty picture"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "config.json",
+        "confusion.png",
         "curves.png",
         "metrics.jsonl",
-        "model.pt",
+        "model.safetensors",
         "predictions.png",
+        "report.html",
+        "templates.png",
     ]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
 
 
 def test_the_sample_is_announced_in_capitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = run(tmp_path)
+    start = run(tmp_path)[0]
     assert "TRAINING ON THE EMBEDDED SAMPLE" in capsys.readouterr().out
-    assert records[0]["full_data"] is False and "EMBEDDED SAMPLE" in records[0]["warning"]
+    assert start["full_data"] is False and "EMBEDDED SAMPLE" in start["warning"]
 
 
-@pytest.mark.parametrize("loss", ["fused", "torch"])
-def test_an_epoch_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch, loss: str) -> None:
+@pytest.mark.parametrize("mixup", [0.0, 0.2])
+@pytest.mark.parametrize("loss", ["fused", "torch", "mse"])
+def test_an_epoch_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch, loss: str, mixup: float) -> None:
     """Whatever reads a value from the device is counted; on a GPU each would be a wait."""
-    if loss == "fused":
+    if loss == "fused" and not mixup:
         if find_spec("triton") is None:
             pytest.skip("Triton is not installed (it has no build for this platform): the kernels cannot run here")
         monkeypatch.setattr(dispatch, "INTERPRET", True)  # on the CPU ours looks at the targets, which costs nothing
@@ -154,7 +238,7 @@ def test_an_epoch_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch, los
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    train._one_epoch(train.Config(loss=loss), model, optimizer, split, shuffle, "epoch")
+    loop.one_epoch(train.Config(loss=loss, mixup=mixup), model, optimizer, split, shuffle, 1)
     assert waits == ["cpu", "item", "cpu", "item"]
 
 
@@ -164,10 +248,10 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
         fmnist.data.load(require_full=True)
     except UserError as error:
         pytest.skip(f"the full dataset is needed here, and is not to be had: {error}")
-    records = run(tmp_path, data=None, epochs=10)
-    assert records[0]["n_train"] == 60_000
-    assert records[-1]["test_accuracy"] >= 0.825
-    assert records[-2]["train_loss"] < 0.46
+    events = run(tmp_path, data=None, epochs=10)
+    assert events[0]["n_train"] == 60_000
+    assert events[-1]["test_accuracy"] >= 0.825
+    assert events[-2]["train_loss"] < 0.46
 
 
 @pytest.mark.parametrize(
@@ -175,17 +259,21 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
     [
         ("train --device cuda", "sees no CUDA GPU"),
         ("train --data /nonexistent", "/nonexistent does not exist"),
-        ("train --data bad.pt", "bad.pt is not one"),
+        ("train --data bad.st", "bad.st is not one"),
         ("train --data sample --require-full-data", "Three ways to supply"),
-        ("evaluate --checkpoint empty.pt", "a checkpoint of the model None"),
         ("train --data sample --name ../taken", "exists: give another --name"),
         ("train --data sample --runs /proc", "cannot make the run folder"),
         ("train --data sample --epochs 3 --lr 1e38 --name hot", "try a smaller --lr"),
-        ("evaluate --checkpoint none.pt", "none.pt does not exist"),
-        ("evaluate --checkpoint bad.pt", "bad.pt is not a checkpoint, or not a whole one"),
-        ("evaluate --checkpoint other.pt", "'mlp', not of 'softmax'"),
-        ("evaluate --checkpoint foreign.pt", "not a checkpoint of this program"),
-        ("evaluate --checkpoint misfit.pt", "do not fit the model 'softmax'"),
+        ("train --data sample --momentum 1", "momentum is a number in [0, 1), not 1.0"),
+        ("evaluate --checkpoint none.st", "none.st does not exist"),
+        ("evaluate --checkpoint bad.st", "bad.st is not a checkpoint, or not a whole one"),
+        ("evaluate --checkpoint other.st --model softmax", "'mlp', not of 'softmax'"),
+        ("evaluate --checkpoint unknown.st", "'vit', not of 'softmax or mlp or cnn'"),
+        ("evaluate --checkpoint foreign.st", "not a checkpoint of this program"),
+        ("evaluate --checkpoint misfit.st", "do not fit the model 'softmax'"),
+        ("evaluate --checkpoint misfit.st --device cuda", "sees no CUDA GPU"),
+        ("evaluate --checkpoint good.st --data sample --output /proc/no.png", "cannot write /proc/no.png"),
+        ("evaluate --checkpoint good.st --data sample --output a.nothing", "cannot write a.nothing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -200,24 +288,39 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "runs").mkdir()
-    (tmp_path / "bad.pt").write_bytes(b"PK\3\4 no")
-    torch.save({"weight": torch.zeros(2)}, "foreign.pt")
-    torch.save({"format": checkpoint.FORMAT}, "empty.pt")
-    torch.save({"format": checkpoint.FORMAT, "model": "mlp", "state": {}}, "other.pt")
-    torch.save({"format": checkpoint.FORMAT, "model": "softmax", "state": {"weight": torch.zeros(2)}}, "misfit.pt")
+    (tmp_path / "bad.st").write_bytes(b"PK\3\4 no")
+    files.write_tensors(Path("foreign.st"), {"weight": torch.zeros(2)}, {})
+    for name, model in (("other", "mlp"), ("unknown", "vit"), ("misfit", "softmax")):
+        metadata = {"format": checkpoint.FORMAT, "model": model}
+        files.write_tensors(Path(f"{name}.st"), {"weight": torch.zeros(2)}, metadata)
+    checkpoint.save(Path("good.st"), "softmax", models.softmax_regression(), {})
     assert main(arguments.split()) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith("fmnist: ") and message in "\n".join(error)
+    assert len(error) == 1 or "Three ways to supply" in error[0]
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--epochs 0", "--epochs -3", "--lr -1", "--lr nan", "--batch-size 1.5", "--loss l1"]
+    "arguments",
+    [
+        "--epochs 0",
+        "--epochs -3",
+        "--lr -1",
+        "--lr nan",
+        "--batch-size 1.5",
+        "--loss l1",
+        "--model vit",
+        "--schedule cosine",
+        "--mixup -1",
+        "--label-smoothing 1.1",
+    ],
 )
 def test_bad_options_are_exit_code_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["train", *arguments.split()])
     assert exit.value.code == 2
-    assert f"argument {arguments.split()[0]}: invalid" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"fmnist: argument {arguments.split()[0]}: invalid") and error.count("\n") == 1
 
 
 def test_the_command_without_installing(tmp_path: Path) -> None:
@@ -234,5 +337,7 @@ def test_the_command_without_installing(tmp_path: Path) -> None:
     assert result.stdout.startswith("device: cpu (")
     assert "test accuracy" in result.stdout.splitlines()[-1]
     command = [sys.executable, "-m", "fmnist", "evaluate", "--data", "sample", "--checkpoint"]
-    again = subprocess.run([*command, str(tmp_path / "a/model.pt")], cwd=ROOT, env=env, capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, str(tmp_path / "a/model.safetensors")], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert result.stdout.splitlines()[-1].split(";")[0] in again.stdout

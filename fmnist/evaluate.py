@@ -1,0 +1,45 @@
+"""python -m fmnist evaluate: what a checkpoint is worth on the test images, in figures and as a confusion matrix."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from . import arguments as take
+from . import checkpoint, data, device, metrics, plots
+from .loop import Split, logits_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    take.add_checkpoint(parser)
+    help = "the confusion matrix as a picture; if not given: confusion.png beside the checkpoint"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=help)
+    take.add_device(parser)
+    take.add_data(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    place, why = device.choose(arguments.device)
+    print(f"device: {place} ({why})")
+    name, model = checkpoint.load(arguments.checkpoint, expect=arguments.model)
+    dataset = data.load(arguments.data, arguments.require_full_data)
+    split = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
+    found = metrics.measure(logits_of(model.to(place), split))
+    print(
+        f"{name}: test loss {found.loss:.4f} (perplexity {found.perplexity:.3f}), "
+        f"test accuracy {found.accuracy:.4f}, calibration error {found.calibration_error:.4f} "
+        f"on {found.n} images of {dataset.source}"
+    )
+    for label, accuracy, counts in zip(data.LABELS, found.class_accuracy, found.confusion, strict=True):
+        print(f"  {label:<12} {accuracy:.4f} of {counts.sum()}{_mistake(label, counts)}")
+    path = arguments.output or arguments.checkpoint.with_name("confusion.png")
+    plots.confusion(found.confusion.numpy(), data.LABELS, path)
+    print(f"confusion matrix: {path}")
+
+
+def _mistake(label: str, counts: torch.Tensor) -> str:
+    """What a class's images, `counts` [C] of them taken for each class, are taken for most often, if not for it."""
+    others = counts.clone()
+    others[data.LABELS.index(label)] = 0
+    most = int(others.argmax())
+    return f", {others[most]} taken for {data.LABELS[most]}" if others[most] else ""

@@ -1,0 +1,106 @@
+"""The loop that every model and every loss shares: minibatches from memory, forward, loss, backward, a step of SGD.
+
+The whole dataset is on the device. Nothing is read from the device until an epoch is over.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import softxent
+
+from . import mixup
+from .config import Config
+from .losses import LOSSES
+from .models import N_CLASSES
+
+MEASURED_AT_ONCE = 10_000  # images whose loss is summed by one call
+FORWARD_AT_ONCE = 1000  # images whose hidden layers are in memory at once
+
+
+@dataclass
+class Split:
+    """Images [n, 28, 28] and labels [n], uint8, on the device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Pixels in [0, 1] as [n, 784] float32, and labels as int64."""
+        return self.images[rows].flatten(1).float().div_(255), self.labels[rows].long()
+
+
+def learning_rate(config: Config, step: int, n_steps: int) -> float:
+    """Of step 0, 1, ..., n_steps - 1: the same for all, or falling linearly from `config.lr` to 0 after the last."""
+    return config.lr if config.schedule == "constant" else config.lr * (1 - step / n_steps)
+
+
+def one_epoch(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: Split,
+    shuffle: torch.Generator,
+    epoch: int,
+) -> tuple[float, float]:
+    """Train for epoch 1, 2, ...; the loss and the accuracy over it, each batch as it was met.
+
+    With mixup the right class of an image is that of its larger part.
+    """
+    loss_of = LOSSES[config.loss]
+    n = len(training.labels)
+    place = training.labels.device
+    order = torch.randperm(n, generator=shuffle).to(place)
+    starts = range(0, n, config.batch_size)
+    mixed = mixup.weights(config.mixup, len(starts), config.seed, epoch) if config.mixup else None
+    losses = torch.zeros(len(starts), device=place)
+    right = torch.zeros(len(starts), device=place)
+    for i, start in enumerate(_with_bar(starts, f"epoch {epoch}")):
+        images, labels = training.batch(order[start : start + config.batch_size])
+        target = labels
+        if mixed:
+            images, target = mixup.mix(images, labels, mixed[i], N_CLASSES)
+            labels = target.argmax(1)
+        logits = model(images)
+        loss = loss_of(logits, target, label_smoothing=config.label_smoothing)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, (epoch - 1) * len(starts) + i, config.epochs * len(starts))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses[i] = loss.detach() * len(labels)
+        right[i] = (logits.detach().argmax(1) == labels).sum()
+    return losses.cpu().double().sum().item() / n, right.cpu().double().sum().item() / n
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits [n, 10] and labels [n], some images at a time."""
+    for start in range(0, len(split.labels), MEASURED_AT_ONCE):
+        images, labels = split.batch(slice(start, start + MEASURED_AT_ONCE))
+        yield torch.cat([model(part) for part in images.split(FORWARD_AT_ONCE)]), labels
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, split: Split, loss_of: Callable[..., Tensor] = softxent.fused_softmax_xent
+) -> tuple[float, float]:
+    """The mean of the loss, and accuracy."""
+    n = len(split.labels)
+    loss = right = torch.zeros((), device=split.labels.device)
+    for logits, labels in logits_of(model, split):
+        loss = loss + loss_of(logits, labels, reduction="sum")
+        right = right + (logits.argmax(1) == labels).sum()
+    return loss.item() / n, right.item() / n
+
+
+def _with_bar(batches: range, title: str) -> Any:
+    """A progress bar on a terminal, if tqdm is installed. It shows what was submitted, and waits for nothing."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return batches
+    return tqdm(batches, desc=title, unit="batch", leave=False, disable=None)

@@ -1,0 +1,45 @@
+"""The losses by name. Each takes logits [n, C], a target, a reduction and label smoothing, as PyTorch's does.
+
+A target is class indices [n] or probabilities [n, C]; label smoothing mixes it with the uniform distribution.
+
+    fused   softxent's cross-entropy
+    torch   torch.nn.functional.cross_entropy, the same function
+    mse     half the squared distance between softmax(logits) and the target, which the books argue against: it tells
+            (0.2, 0.2, 0.6) from (0, 0.4, 0.6) though both name the right class with 0.6, and where the model is
+            surely wrong its gradient vanishes with softmax's, while that of the cross-entropy is p - y
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import softxent
+
+
+def squared_error(logits: Tensor, target: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+    """1/2 |softmax(logits) - target|^2 of each row, in [0, 1]; "mean" over the rows, or "sum".
+
+    Args:
+        logits: [n, C], floating point.
+        target: class indices [n], int64, or probabilities [n, C].
+    """
+    n_classes = logits.shape[1]
+    y = target if target.is_floating_point() else one_hot(target, n_classes, logits.dtype)
+    y = (1 - label_smoothing) * y + label_smoothing / n_classes
+    total = (softxent.softmax(logits, dim=1) - y).square().sum() / 2
+    return total / len(logits) if reduction == "mean" else total
+
+
+def one_hot(labels: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
+    """Labels [n] as [n, n_classes] of zeros and a one. Unlike F.one_hot, it reads no value from the device."""
+    return (labels[:, None] == torch.arange(n_classes, device=labels.device)).to(dtype)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "fused": softxent.fused_softmax_xent,
+    "torch": F.cross_entropy,
+    "mse": squared_error,
+}
+UNITS = {"fused": "cross-entropy (nats)", "torch": "cross-entropy (nats)", "mse": "half the squared error"}

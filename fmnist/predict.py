@@ -1,0 +1,56 @@
+"""python -m fmnist predict: the classes of images with their probabilities, the likeliest first."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softxent import softmax
+
+from . import arguments as take
+from . import checkpoint, data, device, images
+from .data import LABELS
+from .loop import Split
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    help = "28 x 28, grey, light on black; if none is given: the first test images"
+    parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help=help)
+    take.add_checkpoint(parser)
+    parser.add_argument("--top", metavar="K", type=take.positive(int), default=3, help="classes to print")
+    parser.add_argument("--number", metavar="N", type=take.positive(int), default=8, help="of test images")
+    take.add_device(parser)
+    take.add_data(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    place, why = device.choose(arguments.device)
+    print(f"device: {place} ({why})")
+    _, model = checkpoint.load(arguments.checkpoint, expect=arguments.model)
+    titles, pixels = _given(arguments.images) if arguments.images else _of_the_test(arguments)
+    for title, p in zip(titles, probabilities(model.to(place), pixels, place), strict=True):
+        likeliest = p.sort(descending=True, stable=True).indices[: arguments.top].tolist()
+        print(f"{title}: " + ", ".join(f"{LABELS[i]} {p[i]:.4f}" for i in likeliest))
+
+
+@torch.no_grad()
+def probabilities(model: torch.nn.Module, pixels: np.ndarray, place: torch.device) -> Tensor:
+    """Of each class, [n, 10] float32 on the CPU, for images [n, 28, 28] uint8 and a model that is on `place`."""
+    shown = torch.tensor(pixels, device=place)
+    batch, _ = Split(shown, shown.new_zeros(len(shown))).batch(slice(None))
+    return softmax(model(batch), dim=1).cpu()
+
+
+def _given(paths: list[Path]) -> tuple[list[str], np.ndarray]:
+    pixels = [images.read(path) for path in paths]
+    note = " (its border is light: it looks inverted, the model knows light on black)"
+    titles = [f"{path}{note if images.looks_inverted(x) else ''}" for path, x in zip(paths, pixels, strict=True)]
+    return titles, np.stack(pixels)
+
+
+def _of_the_test(arguments: argparse.Namespace) -> tuple[list[str], np.ndarray]:
+    dataset = data.load(arguments.data, arguments.require_full_data)
+    labels = dataset.test_labels[: arguments.number]
+    return [f"test image {i}, {LABELS[y]}" for i, y in enumerate(labels)], dataset.test_images[: arguments.number]

@@ -1,0 +1,80 @@
+"""Images with their labels in words: a grid as a PNG file, or blocks in the terminal with --text."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import data, plots
+from .arguments import add_data
+from .data import LABELS
+from .errors import UserError
+
+BLOCKS = " ░▒▓█"
+ASCII = " .:*#"  # where the terminal's encoding has no blocks
+GAP = 2  # columns between images
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data(parser)
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="the first image, from 0")
+    parser.add_argument("--count", type=int, metavar="N", help="of images; default: 24, and 4 with --text")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--output", type=Path, default=Path("fashion-mnist.png"), metavar="FILE", help="the picture")
+    where.add_argument("--text", action="store_true", help="in the terminal, and no file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Show what was asked for. UserError if there are no such images, or the file cannot be written."""
+    dataset = data.load(arguments.data, arguments.require_full_data)
+    images, labels = {
+        "train": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }[arguments.split]
+    start, count = arguments.start, arguments.count
+    if count is None:
+        count = 4 if arguments.text else 24
+    if count < 1 or start < 0 or start + count > len(images):
+        raise UserError(
+            f"--start {start} --count {count}: the {arguments.split} images of {dataset.source} "
+            f"are 0 to {len(images) - 1}, and at least one must be shown"
+        )
+    images, labels = images[start : start + count], labels[start : start + count]
+    if arguments.text:
+        print(text(images, [LABELS[label] for label in labels], shutil.get_terminal_size().columns, _shades()))
+        return
+    plots.images(images, labels, arguments.output)
+    print(f"{arguments.output}: {arguments.split} images {start} to {start + count - 1} of {dataset.source}")
+
+
+def text(images: np.ndarray, names: Sequence[str], width: int = 80, shades: str = BLOCKS) -> str:
+    """Images [n, 28, 28] uint8 as characters, as many beside each other as `width` columns hold, names below.
+
+    A character stands for a pixel's column of two rows, as it is about twice as high as wide: 28 columns, 14 lines.
+    """
+    n_beside = max(1, (width + GAP) // (images.shape[2] + GAP))
+    lines: list[str] = []
+    for first in range(0, len(images), n_beside):
+        group = slice(first, first + n_beside)
+        drawn = [_characters(image, shades) for image in images[group]]
+        drawn_names = [name.center(images.shape[2]) for name in names[group]]
+        lines += [(" " * GAP).join(row).rstrip() for row in [*zip(*drawn, strict=True), drawn_names]]
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _characters(image: np.ndarray, shades: str) -> list[str]:
+    levels = image.astype(float).reshape(-1, 2, image.shape[1]).mean(1) / 256 * len(shades)
+    return ["".join(shades[int(level)] for level in row) for row in levels]
+
+
+def _shades() -> str:
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ASCII
+    return BLOCKS

@@ -1,0 +1,153 @@
+"""Predictions for image files and test images, and the confusion matrix: the model's own, and what is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmnist import checkpoint, data, images, models, plots
+from fmnist.__main__ import main
+from softxent import dispatch
+
+DATASET = data.load("sample")
+
+
+@pytest.fixture(autouse=True)
+def torch_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERPRET", False)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A checkpoint that knows something: each class's mean image, centred, as its template."""
+    pixels = torch.tensor(DATASET.train_images).flatten(1).float() / 255
+    labels = torch.tensor(DATASET.train_labels).long()
+    means = torch.stack([pixels[labels == i].mean(0) for i in range(10)])
+    model = models.softmax_regression()
+    model.load_state_dict({"weight": means, "bias": -means.square().sum(1) / 2})
+    checkpoint.save(tmp_path / "model.safetensors", "softmax", model, {})
+    return tmp_path / "model.safetensors"
+
+
+def predict(checkpoint: Path, *arguments: object) -> int:
+    return main(["predict", "--checkpoint", str(checkpoint), "--data", "sample", *map(str, arguments)])
+
+
+def expected(trained: Path, image: np.ndarray) -> list[tuple[str, float]]:
+    _, model = checkpoint.load(trained)
+    logits = model(torch.tensor(image).reshape(1, 784) / 255)
+    p = torch.softmax(logits[0].double(), 0)
+    return sorted(((data.LABELS[i], p[i].item()) for i in range(10)), key=lambda pair: -pair[1])
+
+
+def printed(line: str) -> list[tuple[str, float]]:
+    pairs = [part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")]
+    return [(name, float(value)) for name, value in pairs]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+def test_a_file_has_the_models_probabilities_whatever_its_kind(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    Image.fromarray(DATASET.test_images[1]).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "a.png"), DATASET.test_images[1])
+    assert predict(trained, tmp_path / "a.png", "--top", 10) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"{tmp_path / 'a.png'}: ")
+    for (name, p), (expected_name, expected_p) in zip(
+        printed(line), expected(trained, DATASET.test_images[1]), strict=True
+    ):
+        assert name == expected_name and abs(p - expected_p) < 6e-5
+
+
+def test_without_files_the_first_test_images_are_named_with_their_labels(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(trained, "--number", 5) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 5
+    for i, line in enumerate(lines):
+        assert line.startswith(f"test image {i}, {data.LABELS[DATASET.test_labels[i]]}: ")
+        assert printed(line)[0][0] == expected(trained, DATASET.test_images[i])[0][0]
+        assert len(printed(line)) == 3
+
+
+def test_an_image_that_looks_inverted_is_said_to(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not any(images.looks_inverted(image) for image in DATASET.train_images)
+    assert all(images.looks_inverted(255 - image) for image in DATASET.train_images)
+    Image.fromarray(255 - DATASET.test_images[0]).save(tmp_path / "a.png")
+    assert predict(trained, tmp_path / "a.png") == 0
+    assert "looks inverted" in capsys.readouterr().out
+
+
+def test_an_image_of_the_wrong_size_or_kind_is_one_line_and_exit_code_2(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = np.zeros((28, 28, 4), np.uint8)
+    grey[..., 3] = 255
+    transparent, green, blue = grey.copy(), grey.copy(), grey.copy()
+    transparent[3, 3, 3] = 254
+    green[9, 9, 1] = 1
+    blue[9, 9, 2] = 1
+    for name, image in (
+        ("large", Image.new("L", (32, 28))),
+        ("deep", Image.fromarray(np.zeros((28, 28), np.uint16))),
+        ("transparent", Image.fromarray(transparent)),
+        ("green", Image.fromarray(green)),
+        ("blue", Image.fromarray(blue)),
+        ("whole", Image.fromarray(DATASET.test_images[0])),
+    ):
+        image.save(tmp_path / f"{name}.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:100])
+    (tmp_path / "text.png").write_text("no image")
+    for name, message in (
+        ("large", "large.png is 32 x 28 pixels, not 28 x 28"),
+        ("deep", "deep.png is an image of the kind 'I;16', not of 8 bit grey levels"),
+        ("transparent", "transparent.png is transparent in places"),
+        ("green", "green.png is in colour"),
+        ("blue", "blue.png is in colour"),
+        ("half", "half.png is not an image, or not a whole one"),
+        ("text", "text.png is not an image, or not a whole one"),
+        ("none", "none.png does not exist"),
+        ("", "is not an image, or not a whole one"),
+    ):
+        path = tmp_path / f"{name}.png" if name else tmp_path
+        assert predict(trained, tmp_path / "whole.png", path) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("fmnist: ") and message in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(trained, "--model", "cnn") == 2
+    assert "is a checkpoint of the model 'softmax', not of 'cnn'" in capsys.readouterr().err
+
+
+def test_evaluate_prints_each_classs_accuracy_and_draws_the_confusion_matrix(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ["evaluate", "--checkpoint", str(trained), "--data", "sample"]
+    assert main(evaluate) == 0
+    out = capsys.readouterr().out
+    guesses = np.array([data.LABELS.index(expected(trained, image)[0][0]) for image in DATASET.test_images])
+    for i, label in enumerate(data.LABELS):
+        mine = guesses[DATASET.test_labels == i]
+        assert f"  {label:<12} {(mine == i).mean():.4f} of {len(mine)}" in out
+    assert f"test accuracy {(guesses == DATASET.test_labels).mean():.4f}" in out
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000
+    assert main([*evaluate, "--output", str(tmp_path / "other.svg")]) == 0
+    drawn = (tmp_path / "other.svg").read_text()
+    assert all(f"<!-- {label} -->" in drawn for label in data.LABELS)
+
+
+def test_the_confusion_pictures_rows_are_the_true_classes_and_its_columns_the_predicted_ones(tmp_path: Path) -> None:
+    plots.confusion(np.array([[2, 8], [0, 10]]), ["a", "b"], tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text()
+    places = dict(re.findall(r"<!-- (\d+) -->\s*<g[^>]*translate\(([\d.]+ [\d.]+)\)", drawn))
+    x, y = ({n: float(place.split()[i]) for n, place in places.items() if n in ("2", "8", "10")} for i in (0, 1))
+    assert x["2"] + 50 < x["8"] and abs(y["2"] - y["8"]) < 1
+    assert y["2"] + 50 < y["10"] and abs(x["8"] - x["10"]) < 10, "downwards, in SVG"

@@ -1,0 +1,206 @@
+"""An interrupted run: that it goes on to the bit, and what cannot be resumed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmnist import checkpoint, files, loop, state, train
+from fmnist.__main__ import main
+from fmnist_runs import records, run, without_pictures, without_times
+from softxent import dispatch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+    monkeypatch.setattr(dispatch, "INTERPRET", False)
+
+
+def interrupt_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of an epoch: some of its steps are done."""
+    one_epoch = loop.one_epoch
+
+    def interrupted(*arguments: Any) -> tuple[float, float]:
+        if arguments[-1] == epoch:
+            step = torch.optim.SGD.step
+            monkeypatch.setattr(torch.optim.SGD, "step", _after(2, step, monkeypatch))
+        return one_epoch(*arguments)
+
+    monkeypatch.setattr(train, "one_epoch", interrupted)
+
+
+def _after(n: int, step: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    left = n
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            monkeypatch.setattr(torch.optim.SGD, "step", step)
+            raise KeyboardInterrupt
+        left -= 1
+        return step(*arguments, **options)
+
+    return counted
+
+
+def start(folder: Path, options: str = "") -> int:
+    return main(["train", *f"--data sample --epochs 4 --runs {folder} --name run {options}".split()])
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--model cnn --loss torch --batch-size 500 --momentum 0.9",
+        "--model mlp --loss mse --mixup 0.3 --label-smoothing 0.1 --momentum 0.9 --schedule linear",
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, epoch: int
+) -> None:
+    assert start(tmp_path / "whole", options) == 0
+    with monkeypatch.context() as patch:
+        interrupt_in(epoch, patch)
+        assert start(tmp_path / "cut", options) == 130
+    folder = tmp_path / "cut" / "run"
+    how = f"fmnist: interrupted; this goes on after the last whole epoch: python -m fmnist train --resume {folder}\n"
+    assert capsys.readouterr().err == how
+    torch.rand(3)  # the process that resumes has drawn other numbers
+    assert main(["train", "--resume", str(folder)]) == 0
+
+    expected, found = records(tmp_path / "whole" / "run"), records(folder)
+    assert [event["event"] for event in found].count("resume") == 1
+    resumed = next(event for event in found if event["event"] == "resume")
+    assert resumed["epoch"] == epoch - 1
+    found.remove(resumed)
+    assert without_times(found) == without_times(expected)
+    weights = [load_file(tmp_path / name / "run" / "model.safetensors") for name in ("whole", "cut")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not (folder / state.FILE).exists() and not list(folder.glob("*.partial"))
+
+
+def test_a_run_may_be_interrupted_twice_and_between_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded and with a checkpoint, but without its state: the epoch is done again, and recorded once."""
+    expected = run(tmp_path / "whole", epochs=4)
+    save = state.State.save
+
+    def interrupted(self: state.State, path: Path) -> None:
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.State, "save", interrupted)
+        assert start(tmp_path) == 130
+        assert [event.get("epoch") for event in records(tmp_path / "run")] == [None, 1, 2]
+        with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+            file.write('{"event": "epo')  # the power failed
+        assert main(["train", "--resume", str(tmp_path / "run")]) == 130
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    found = [event for event in records(tmp_path / "run") if event["event"] != "resume"]
+    assert without_times(found) == without_times(expected)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with monkeypatch.context() as patch:
+        interrupt_in(2, patch)
+        assert start(tmp_path) == 130
+    return tmp_path / "run"
+
+
+def test_settings_may_be_repeated_but_not_changed(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, message in (
+        ("--lr 0.5", "was begun with --lr 0.1, not 0.5: leave --lr out"),
+        ("--model mlp", "was begun with --model softmax, not mlp"),
+        ("--epochs 9", "was begun with --epochs 4, not 9"),
+        ("--batch-size 1", "was begun with --batch-size 256, not 1"),
+        ("--name other", "was begun with --name run, not other"),
+        ("--require-full-data", "was begun with --require-full-data False, not True"),
+    ):
+        capsys.readouterr()
+        assert main(["train", "--resume", str(cut), *option.split()]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert main(["train", "--resume", str(cut), "--lr", "0.1", "--epochs", "4"]) == 0
+
+
+def test_what_cannot_be_resumed_is_one_line(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(name: str, file: str, content: bytes | None) -> Path:
+        folder = shutil.copytree(cut, tmp_path / name)
+        (folder / file).unlink()
+        if content is not None:
+            (folder / file).write_bytes(content)
+        return folder
+
+    whole = (cut / state.FILE).read_bytes()
+    settings = (cut / "config.json").read_bytes()
+    other_data = (cut / "metrics.jsonl").read_bytes().replace(b'"n_train": 2000', b'"n_train": 60000')
+    foreign = (cut / checkpoint.FILE).read_bytes()
+    for folder, message in (
+        (tmp_path / "nowhere", "nothing to resume: "),
+        (tmp_path, "is not the folder of a run"),
+        (damaged("a", state.FILE, None), "was interrupted before its run began; delete it"),
+        (damaged("b", state.FILE, whole[:-9]), "resume.safetensors is not a checkpoint, or not a whole one"),
+        (damaged("c", state.FILE, foreign), "is not the state of a run"),
+        (damaged("d", "metrics.jsonl", b"?\n"), "holds no records of a run"),
+        (damaged("e", "metrics.jsonl", other_data), "was begun with n_train 60000, and would go on with 2000"),
+        (damaged("f", "config.json", b'{"depth": 3}'), "holds no settings of this version"),
+        (
+            damaged("g", "config.json", settings.replace(b"softmax", b"mlp")),
+            "not the state of a run of the model 'mlp'",
+        ),
+    ):
+        capsys.readouterr()
+        assert main(["train", "--resume", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("fmnist: ") and message in error and error.count("\n") == 1
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert main(["train", "--resume", str(cut)]) == 2
+    assert "is finished, with 4 epochs" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    """The signal itself, to a run that would take all day."""
+    command = [sys.executable, "-m", "fmnist", "train", "--data", "sample", "--runs", str(tmp_path), "--name", "run"]
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": "kernels:.", "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000000"], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch   2"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1].endswith(f"python -m fmnist train --resume {tmp_path / 'run'}")
+    assert "Traceback" not in out + error
+    tensors, metadata = files.read_tensors(tmp_path / "run" / state.FILE)
+    assert int(metadata["epoch"]) >= 1 and "shuffle" in tensors
+    assert checkpoint.load(tmp_path / "run" / checkpoint.FILE)[0] == "softmax"
