@@ -61,3 +61,32 @@ def test_compiles_without_spills_and_in_wide_accesses(target: str) -> None:
     triton = tuple(int(part) for part in version("triton").split(".")[:2])
     assert bool(clusters) == (triton >= (3, 8) and target in ("cuda:90", "cuda:100"))
     assert all(kernel["distributed"] for kernel in clusters)  # they reduce through each other's shared memory
+
+
+SCHEDULE = """
+import torch
+from offline import Offline
+from softxent import fused_softmax_xent
+
+logits, target = torch.zeros(600, 10, requires_grad=True), torch.zeros(600, dtype=torch.int64)
+rows = torch.ones(600)
+with Offline("cuda", 90) as compiled:
+    counts = []
+    for x in (0.1, 0.2, 0.9):
+        options = {"label_smoothing": x, "z_loss": x, "softcap": 10 * x, "logit_scale": x, "normalizer": 10 * x}
+        fused_softmax_xent(logits, target, sample_weight=rows, **options).backward()
+        counts.append(len(compiled))
+    fused_softmax_xent(logits, target).backward()
+    counts.append(len(compiled))
+print(*counts)
+"""
+
+
+def test_a_schedule_of_the_options_compiles_no_kernel_anew() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / folder) for folder in ("kernels", "tests"))
+    process = subprocess.run([sys.executable, "-c", SCHEDULE], env=env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-4000:]
+    first, *later, without = map(int, process.stdout.split())
+    assert first >= 2 and later == [first, first]
+    assert without > first  # which is seen
