@@ -54,7 +54,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "softmax": MappingProxyType({}),
         "mlp": MappingProxyType({"epochs": 15, "lr": 0.1, "momentum": 0.9, "schedule": "linear"}),
-        "cnn": MappingProxyType({"epochs": 10, "lr": 0.05, "momentum": 0.9, "schedule": "linear"}),
+        "cnn": MappingProxyType({"epochs": 10, "batch_size": 128, "lr": 0.05, "momentum": 0.9, "schedule": "linear"}),
     }
 )
 
