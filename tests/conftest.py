@@ -22,8 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)  # the workers have the cores: their threads would wait for each other
     if config.getoption("--device") == "cpu" and find_spec("triton"):
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
         import interpreter
