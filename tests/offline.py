@@ -80,6 +80,7 @@ class Offline:
     def __init__(self, backend: str, arch: int | str) -> None:
         self.target = GPUTarget(backend, arch, 64 if backend == "hip" else 32)
         self.seen: dict[str, Compiled] = {}
+        self.forgot: set[JITFunction] = set()
 
     def __enter__(self) -> list[Compiled]:
         self.compiled: list[Compiled] = []
@@ -89,6 +90,9 @@ class Offline:
         dispatch.INTERPRET = True  # send CPU tensors to the kernels, which are real ones in this process
 
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
+            if kernel not in self.forgot:  # what was compiled for another target, on the same device as far as it knows
+                kernel.device_caches.clear()
+                self.forgot.add(kernel)
             binary = self.run(kernel, *args, grid=grid, warmup=True, **options)
             if binary.hash not in self.seen:
                 name = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
