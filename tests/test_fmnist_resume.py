@@ -190,14 +190,23 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"PYTHONPATH": "kernels:.", "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*command, "--epochs", "1000000"], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True
-    )
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("epoch   2"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    with subprocess.Popen(
+        [*command, "--epochs", "1000000"],
+        cwd=ROOT,
+        env=env,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    ) as process:
+        try:
+            assert process.stdout is not None
+            while not process.stdout.readline().startswith("epoch   2"):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert error.splitlines()[-1].endswith(f"python -m fmnist train --resume {tmp_path / 'run'}")
     assert "Traceback" not in out + error
