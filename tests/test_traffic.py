@@ -73,12 +73,14 @@ def test_a_step_reads_the_logits_once_and_writes_their_gradient_once(
     assert loaded <= 1 and stored <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1001), (3, 16000), (3, 50257)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(shape, dtype) for shape in (*HELD[:2], (9, 1001), (3, 16000)) for dtype in (torch.bfloat16, torch.float32)]
+    + [((3, 50257), torch.bfloat16)],
+    ids=str,
+)
 def test_no_option_costs_a_pass_over_the_logits(path: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     """But those of which more is held or summed, at the widths where it no longer fits: README has the table."""
-    if shape[1] > 32768 and dtype == torch.float32:
-        pytest.skip("read twice without options too")
     logits, target = example(*shape, dtype)
     rows = torch.linspace(0.5, 1, shape[0])
     scaled = {"z_loss": 1e-4, "logit_scale": 0.5, "sample_weight": rows, "normalizer": torch.tensor(3.0)}

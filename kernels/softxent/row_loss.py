@@ -58,7 +58,7 @@ class RowLoss(torch.autograd.Function):
                 torch.autograd.graph.increment_version(logits)
                 ctx.version = logits._version
             ctx.save_for_backward(None if written else logits, *inputs[1:])
-            ctx.kept, ctx.options, ctx.inplace, ctx.wanted = kept, options, inplace, wanted
+            ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
         if not wanted:
             return loss
         ctx.set_materialize_grads(False)
