@@ -6,12 +6,9 @@ what the user can mend.
 
 import argparse
 import importlib
-import io
-import os
 import sys
-from typing import NoReturn
 
-from .errors import Interrupted, UserError
+from .command import Parser, exit_code
 
 # name: (module, what it does)
 COMMANDS = {
@@ -24,16 +21,9 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for bad input, as for a UserError. The usage is a --help away."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"fmnist: {message}; see {self.prog} --help\n")
-
-
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """With the arguments of `command` only: the others stay unimported."""
-    parser = _Parser(prog="python -m fmnist", description="Fashion-MNIST, classified through softxent's fused op.")
+    parser = Parser(prog="python -m fmnist", description="Fashion-MNIST, classified through softxent's fused op.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, summary) in COMMANDS.items():
         shown = argparse.ArgumentDefaultsHelpFormatter
@@ -45,23 +35,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code. Raises SystemExit where argparse ends the program."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # each epoch is seen when it is done, in a pipe too
-    argv = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _run(given))
+
+
+def _run(argv: list[str]) -> None:
     arguments = _parser(argv[0] if argv else None).parse_args(argv)
     module, _ = COMMANDS[arguments.command]
-    try:
-        importlib.import_module(f".{module}", __package__).run(arguments)
-    except UserError as error:
-        print(f"fmnist: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
-        return 1
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"fmnist: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
+    importlib.import_module(f".{module}", __package__).run(arguments)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from . import data
-from .errors import UserError
+from .command import Parser, exit_code
 
 RENUMBERED = (0, 5, 1, 6, 2, 7, 3, 8, 4, 9)  # class k is written as the number RENUMBERED[k]: any other order would do
 RIDGE = 1.0  # keeps the solution where pixels are dark in all images; in units of a squared pixel, of 1 at most
@@ -96,20 +96,19 @@ def _with_ones(x: Tensor) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fmnist.codes", description="regression on two codes of the class")
+    parser = Parser(prog="python -m fmnist.codes", description="regression on two codes of the class")
     parser.add_argument("--data", metavar="DIR", help="as of python -m fmnist train")
-    try:
-        dataset = data.load(parser.parse_args(argv).data)
-    except UserError as error:
-        print(f"fmnist: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(parser.parse_args(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    dataset = data.load(arguments.data)
     training, test = tensors(dataset)
     print(f"least squares on {len(training[1])} images of {dataset.source}; accuracy on {len(test[1])} test images")
     for title, numbers in (("classes as they are numbered", range(10)), ("numbered otherwise", RENUMBERED)):
         as_number = accuracy_by_regression(training, test, torch.tensor(numbers))
         as_one_hot = accuracy_by_one_hot(training, test, torch.tensor(numbers))
         print(f"{title:29} as a number {as_number:.4f}   as a one-hot code {as_one_hot:.4f}")
-    return 0
 
 
 if __name__ == "__main__":

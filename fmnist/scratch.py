@@ -29,7 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import arguments as take
 from . import data
+from .command import Parser, exit_code
 from .errors import UserError
 
 N_PIXELS, N_CLASSES = 28 * 28, 10
@@ -237,28 +239,16 @@ def show_overflow() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fmnist.scratch", description="softmax regression from scratch")
+    parser = Parser(prog="python -m fmnist.scratch", description="softmax regression from scratch")
     parser.add_argument("--data", metavar="DIR", help="as of python -m fmnist train")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args(argv)
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"fmnist: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--epochs", type=take.positive(int), default=10)
+    parser.add_argument("--batch-size", type=take.positive(int), default=256)
+    parser.add_argument("--lr", type=take.positive(float), default=0.1)
+    parser.add_argument("--seed", type=take.seed, default=1)
+    return exit_code(lambda: run(parser.parse_args(argv)))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for name in ("epochs", "batch_size", "lr"):
-        value = getattr(arguments, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {value}: it must be above 0")
-    if not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed {arguments.seed}: it must be from 0 to 2^63 - 1")
     dataset = data.load(arguments.data)
     show_overflow()
     print(f"{len(dataset.train_labels)} + {len(dataset.test_labels)} images from {dataset.source}")
