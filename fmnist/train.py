@@ -14,7 +14,6 @@ runs/<name>/  config.json            what was asked for
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -25,8 +24,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import softxent
-
 from . import arguments as take
 from . import checkpoint, data, device, files, metrics, plots, records, report, state
 from .config import RECIPES, SCHEDULES, Config, of_model
@@ -36,6 +33,7 @@ from .losses import LOSSES, UNITS
 from .models import MODELS
 from .records import Records
 from .state import State
+from .versions import versions
 
 __all__ = ["LOSSES", "Config", "Split", "add_arguments", "evaluate", "logits_of", "resume", "run", "train"]
 
@@ -145,9 +143,7 @@ class Setting:
         environment: dict[str, Any] = {
             "device_used": str(self.place),
             "device_reason": self.why,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "softxent": softxent.__version__,
+            **versions(),
             "data_source": self.dataset.source,
             "n_train": len(self.dataset.train_labels),
             "n_test": len(self.dataset.test_labels),
