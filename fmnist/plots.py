@@ -22,18 +22,18 @@ def _pyplot() -> Any:
 
 
 def curves(epochs: list[dict[str, Any]], title: str, path: Path, loss_unit: str = "cross-entropy (nats)") -> None:
-    """Loss and accuracy, in training and on the test images, from the records of metrics.jsonl."""
+    """Loss and accuracy, in training and on the test images, from the records of metrics.jsonl.
+
+    Training is averaged over the epoch, while the model learns; the test comes after it. So the test may be the better.
+    """
     pyplot = _pyplot()
     x = [record["epoch"] for record in epochs]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
-    left.plot(x, [record["train_loss"] for record in epochs], "o-", label="training")
-    left.plot(x, [record["test_loss"] for record in epochs], "s--", label="test")
-    left.set(xlabel="epoch", ylabel=loss_unit)
-    right.plot(x, [record["train_accuracy"] for record in epochs], "o-", label="training")
-    right.plot(x, [record["test_accuracy"] for record in epochs], "s--", label="test")
-    right.set(xlabel="epoch", ylabel="accuracy")
-    for axes in (left, right):
+    for axes, quantity, unit in ((left, "loss", loss_unit), (right, "accuracy", "accuracy (share of the images)")):
+        axes.plot(x, [record[f"train_{quantity}"] for record in epochs], "o-", label="training, mean over the epoch")
+        axes.plot(x, [record[f"test_{quantity}"] for record in epochs], "s--", label="test, after the epoch")
+        axes.set(xlabel="epoch", ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -61,6 +61,8 @@ def predictions(images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, p
 def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A confusion matrix [C, C] of counts: a row for each true class, a column for each predicted one."""
     pyplot = _pyplot()
+    n, n_right = matrix.sum(), matrix.trace()
+    title = f"{n:,} test images by true and predicted class, {n_right / max(n, 1):.2%} right"
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure, axes = pyplot.subplots(figsize=(8, 7), layout="constrained")
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -71,27 +73,19 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
             )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="Test images by true and predicted class")
-    figure.colorbar(shown, label="share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.colorbar(shown, label="share of the true class (number: images)")
     _save(figure, path)
     pyplot.close(figure)
 
 
-def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    except ValueError as error:  # a suffix that is no format
-        raise UserError(f"cannot write {path}: {error}") from error
-
-
-def images(images: np.ndarray, labels: np.ndarray, path: Path) -> None:
+def images(images: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
     """A grid of images [n, 28, 28] uint8, each with its label in words. UserError if the file cannot be written."""
     pyplot = _pyplot()
     n_cols = min(8, len(images))
     n_rows = -(-len(images) // n_cols)
-    figure, axes = pyplot.subplots(n_rows, n_cols, figsize=(1.3 * n_cols, 1.5 * n_rows), squeeze=False)
+    figure, axes = pyplot.subplots(n_rows, n_cols, figsize=(max(1.3 * n_cols, 4), 1.5 * n_rows + 0.4), squeeze=False)
+    figure.suptitle(title, fontsize=11)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label in zip(axes.flat, images, labels, strict=False):
@@ -116,7 +110,16 @@ def templates(weight: np.ndarray, path: Path) -> None:
         drawn = axis.imshow(template.reshape(side, side), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_title(name, fontsize=10)
         axis.axis("off")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="weight")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="weight (logit per full pixel)")
     figure.suptitle("What each class looks for (red) and looks away from (blue)")
     _save(figure, path)
     pyplot.close(figure)
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    except ValueError as error:  # a suffix that is no format
+        raise UserError(f"cannot write {path}: {error}") from error

@@ -16,7 +16,7 @@ from .loop import Split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    help = "28 x 28, grey, light on black; if none is given: the first test images"
+    help = "28 x 28, grey, light on black (pictures here are drawn the other way); if none: the first test images"
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help=help)
     take.add_checkpoint(parser)
     parser.add_argument("--top", metavar="K", type=take.positive(int), default=3, help="classes to print")

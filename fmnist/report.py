@@ -19,14 +19,14 @@ from .errors import UserError
 Record = dict[str, Any]
 
 CAPTIONS = {  # in the order in which they appear; other pictures of the folder follow under their file names
-    "curves.png": "Loss and accuracy by epoch",
+    "curves.png": "Loss and accuracy by epoch: in training while the model learns, on the test images after it",
     "predictions.png": "Test images: the true label above, the predicted one below",
-    "confusion.png": "Confusion matrix: true classes and what they were taken for",
-    "templates.png": "The weights of each class as an image",
+    "confusion.png": "Confusion matrix: true classes and what they were taken for, in images",
+    "templates.png": "The weights of each class as an image: red pixels speak for the class, blue ones against it",
 }
 COLUMNS = {  # of the table of epochs: the key in metrics.jsonl, the heading, the format
     "epoch": ("epoch", "d"),
-    "lr": ("learning rate", ".4g"),
+    "lr": ("learning rate in the end", ".4g"),
     "train_loss": ("training loss", ".4f"),
     "train_accuracy": ("training accuracy", ".4f"),
     "test_loss": ("test loss", ".4f"),

@@ -47,8 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.text:
         print(text(images, [LABELS[label] for label in labels], shutil.get_terminal_size().columns, _shades()))
         return
-    plots.images(images, labels, arguments.output)
-    print(f"{arguments.output}: {arguments.split} images {start} to {start + count - 1} of {dataset.source}")
+    which = f"{arguments.split} images {start} to {start + count - 1}"
+    title = f"Fashion-MNIST{'' if dataset.complete else ', a sample'}: {which}"
+    plots.images(images, labels, title, arguments.output)
+    print(f"{arguments.output}: {which} of {dataset.source}")
 
 
 def text(images: np.ndarray, names: Sequence[str], width: int = 80, shades: str = BLOCKS) -> str:
