@@ -1,5 +1,6 @@
 """Pictures: the curves of a run, predictions, confusion, the weights, images of the data."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def curves(epochs: list[dict[str, Any]], title: str, path: Path, loss_unit: str 
     pyplot = _pyplot()
     x = [record["epoch"] for record in epochs]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, 110))
     for axes, quantity, unit in ((left, "loss", loss_unit), (right, "accuracy", "accuracy (share of the images)")):
         axes.plot(x, [record[f"train_{quantity}"] for record in epochs], "o-", label="training, mean over the epoch")
         axes.plot(x, [record[f"test_{quantity}"] for record in epochs], "s--", label="test, after the epoch")

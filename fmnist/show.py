@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.text:
         print(text(images, [LABELS[label] for label in labels], shutil.get_terminal_size().columns, _shades()))
         return
-    which = f"{arguments.split} images {start} to {start + count - 1}"
+    which = f"images {start} to {start + count - 1}" if count > 1 else f"image {start}"
+    which = f"{arguments.split} {which}"
     title = f"Fashion-MNIST{'' if dataset.complete else ', a sample'}: {which}"
     plots.images(images, labels, title, arguments.output)
     print(f"{arguments.output}: {which} of {dataset.source}")

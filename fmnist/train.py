@@ -14,9 +14,10 @@ runs/<name>/  config.json            what was asked for
 import argparse
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=take.seed, help=f"of the weights and the images' order; {_default('seed')}")
     parser.add_argument("--runs", metavar="DIR", help=f"where the run's folder goes; {_default('runs')}")
     parser.add_argument("--name", help="of the run's folder; made from model, loss and time if not given")
-    help = "continue an interrupted run, to the bit and with its own settings"
+    help = "continue an interrupted run, to the bit and with its own settings (--device and --data may be given again)"
     parser.add_argument("--resume", metavar="RUN_FOLDER", type=Path, help=help)
     take.add_device(parser, default=argparse.SUPPRESS)
     take.add_data(parser)
@@ -93,10 +94,12 @@ def train(config: Config) -> dict[str, Any]:
 def resume(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Continue the run in `folder` after its last whole epoch; returns as `train`.
 
-    `given` are settings by name, which must be the run's. Raises UserError if they are not, if the run is finished, if
-    `folder` holds none, and if the device or the data are not what the run began with; Interrupted as `train`.
+    `given` are settings by name, which must be the run's; but a device and data may be said again, as they may be
+    elsewhere now. Raises UserError if a setting is another, if the run is finished, if `folder` holds none, and if the
+    device or the data are not what the run began with; Interrupted as `train`.
     """
-    config, written = _begun(folder)
+    begun, written = _begun(folder)
+    config = replace(begun, **{name: value for name, value in given.items() if name in ("device", "data")})
     for name, value in given.items():
         if value != getattr(config, name):
             option = "--" + name.replace("_", "-")
@@ -105,9 +108,10 @@ def resume(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             )
     setting = _prepare(config)
     now = setting.environment()
-    for name in ("device_used", "n_train", "full_data"):
-        if now[name] != written[0].get(name):
-            raise UserError(f"{folder} was begun with {name} {written[0].get(name)}, and would go on with {now[name]}")
+    for name, option in (("device_used", "--device"), ("n_train", "--data"), ("full_data", "--data")):
+        was, is_ = written[0].get(name), now[name]
+        if was != is_:
+            raise UserError(f"{folder} was begun with {name} {was}, and would go on with {is_}: give another {option}")
     saved = State.load(folder / state.FILE, config, setting.place)
     written.forget_after(saved.epoch)
     written.add("resume", epoch=saved.epoch, **now)
@@ -195,7 +199,7 @@ def _run_to_the_end(config: Config, setting: Setting, folder: Path, written: Rec
             "end", test_accuracy=epochs[-1]["test_accuracy"], seconds=sum(epoch["seconds"] for epoch in epochs)
         )
     except KeyboardInterrupt as error:
-        how = f"python -m fmnist train --resume {folder}"
+        how = f"python -m fmnist train --resume {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; this goes on after the last whole epoch: {how}") from error
     (folder / state.FILE).unlink()
     report.write(folder)
@@ -222,6 +226,7 @@ def _next_epoch(config: Config, setting: Setting, now: State) -> dict[str, Any]:
         raise UserError(f"the loss is {train_loss} in epoch {epoch}: try a smaller --lr than {config.lr}")
     return {
         "epoch": epoch,
+        "lr": now.optimizer.param_groups[0]["lr"],
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
@@ -232,8 +237,7 @@ def _next_epoch(config: Config, setting: Setting, now: State) -> dict[str, Any]:
 
 
 def _draw(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> None:
-    title = f"{config.model}, {config.loss} loss, lr {config.lr}, batch {config.batch_size}, seed {config.seed}"
-    title += "" if setting.dataset.complete else " (EMBEDDED SAMPLE)"
+    title = _title(config) + ("" if setting.dataset.complete else " (EMBEDDED SAMPLE)")
     _, model = checkpoint.load(folder / checkpoint.FILE)
     images, labels = setting.dataset.test_images[:32], setting.dataset.test_labels[:32]
     with torch.no_grad():
@@ -247,3 +251,13 @@ def _draw(config: Config, setting: Setting, folder: Path, written: Records, now:
             plots.templates(model.weight.detach().numpy(), folder / "templates.png")
     except UserError as error:
         print(f"no pictures: {error}")
+
+
+def _title(config: Config) -> str:
+    """What tells a run from others, in a line: of the options only those that are used."""
+    falling = " falling to 0" if config.schedule == "linear" else ""
+    parts = [f"{config.model}, {config.loss} loss, lr {config.lr}{falling}, batch {config.batch_size}"]
+    for name in ("momentum", "label_smoothing", "mixup"):
+        if getattr(config, name):
+            parts.append(f"{name.replace('_', ' ')} {getattr(config, name)}")
+    return ", ".join([*parts, f"seed {config.seed}"])

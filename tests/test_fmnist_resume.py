@@ -1,11 +1,13 @@
 """An interrupted run: that it goes on to the bit, and what cannot be resumed."""
 
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fmnist import checkpoint, files, loop, state, train
+import fmnist.data
+from fmnist import checkpoint, config, files, loop, losses, models, state, train
 from fmnist.__main__ import main
 from fmnist_runs import records, run, without_pictures, without_times
 from softxent import dispatch
@@ -92,6 +95,37 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert not (folder / state.FILE).exists() and not list(folder.glob("*.partial"))
 
 
+@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_every_combination_of_options_trains_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, loss: str
+) -> None:
+    """Two steps an epoch, of few images. The records of the epochs are those of the uninterrupted run."""
+    whole = fmnist.data.load("sample")
+    few = whole._replace(**{name: getattr(whole, name)[:100] for name in whole._fields[:4]})
+    monkeypatch.setattr(train.data, "load", lambda *_: few)
+    fast_options = f"--model {model} --loss {loss} --epochs 2 --batch-size 50"
+    for smoothing, mixup, schedule in product((0, 0.1), (0, 0.2), config.SCHEDULES):
+        options = f"{fast_options} --label-smoothing {smoothing} --mixup {mixup} --schedule {schedule}"
+        place = tmp_path / f"{smoothing}-{mixup}-{schedule}"
+        assert start(place / "whole", options) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "one_epoch", _second_interrupted)
+            assert start(place / "cut", options) == 130
+        assert main(["train", "--resume", str(place / "cut" / "run")]) == 0
+        expected, found = (
+            without_times([event for event in records(place / name / "run") if event["event"] == "epoch"])
+            for name in ("whole", "cut")
+        )
+        assert found == expected and math.isfinite(found[-1]["test_loss"]), options
+
+
+def _second_interrupted(*arguments: Any) -> tuple[float, float]:
+    if arguments[-1] == 2:
+        raise KeyboardInterrupt
+    return loop.one_epoch(*arguments)
+
+
 def test_a_run_may_be_interrupted_twice_and_between_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded and with a checkpoint, but without its state: the epoch is done again, and recorded once."""
     expected = run(tmp_path / "whole", epochs=4)
@@ -145,6 +179,22 @@ def test_settings_may_be_repeated_but_not_changed(cut: Path, capsys: pytest.Capt
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert main(["train", "--resume", str(cut), "--lr", "0.1", "--epochs", "4"]) == 0
+
+
+def test_device_and_data_may_be_said_again_but_must_be_the_same(
+    cut: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that began on the CPU, on a machine that has got a GPU, and whose data have been moved."""
+    monkeypatch.setattr(train.device, "choose", lambda name: (torch.device("cpu" if name == "cpu" else "meta"), name))
+    for options, message in (
+        ("", "was begun with device_used cpu, and would go on with meta: give another --device"),
+        ("--device cpu --data /nonexistent", "/nonexistent does not exist"),
+    ):
+        capsys.readouterr()
+        assert main(["train", "--resume", str(cut), *options.split()]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert main(["train", "--resume", str(cut), "--device", "cpu", "--data", "sample"]) == 0
 
 
 def test_what_cannot_be_resumed_is_one_line(
