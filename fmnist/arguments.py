@@ -1,48 +1,41 @@
 """What several commands take: types of numbers, the device, the data, a checkpoint. For argparse."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from . import device
+from . import checkpoint, device
 from .models import MODELS
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    """A type of argument: a finite number above 0."""
+def _number(kind: type, holds: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    """A type of argument: a number of this kind for which `holds` is true; `what` says which those are."""
 
-    def parse(text: str) -> int | float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"invalid value {text!r}: it must be {what}")
         return value
 
-    parse.__name__ = f"positive {kind.__name__}"  # argparse puts it in its message
     return parse
 
 
-def at_least_0(text: str) -> float:
-    """A type of argument: a finite number, 0 or above."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
+positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+at_least_0 = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")  # of a torch.Generator
 
 
-def fraction(text: str) -> float:
-    """A type of argument: a number in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
-
-
-def seed(text: str) -> int:
-    """A type of argument: what a torch.Generator takes."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise ValueError
-    return value
+def run_or_checkpoint(text: str) -> Path:
+    """A type of argument: a checkpoint's file, or the folder of the run that has it."""
+    path = Path(text)
+    return path / checkpoint.FILE if path.is_dir() else path
 
 
 def add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
@@ -61,5 +54,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a run")
+    help = "model.safetensors of a run, or the run's folder"
+    parser.add_argument("--checkpoint", type=run_or_checkpoint, required=True, help=help)
     parser.add_argument("--model", choices=MODELS, help="refuse a checkpoint of another model")

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from . import data, device, idx
-from .arguments import add_data, add_device
+from .arguments import add_data, add_device, positive_int
 from .data import LABELS, FashionMNIST
-from .errors import UserError
 from .train import Split
 
 BATCH_SIZE = 256
@@ -20,13 +19,12 @@ SECONDS = 0.5  # of timing the batcher
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_data(parser)
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="of the batcher that is timed")
+    help = "of the batcher that is timed"
+    parser.add_argument("--batch-size", type=positive_int, default=BATCH_SIZE, metavar="N", help=help)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print it. UserError where the data is not to be had, or the device or the batch size cannot be."""
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: it must be at least 1")
+    """Print it. UserError where the data is not to be had, or the device cannot be."""
     place, why = device.choose(arguments.device)
     data.load(arguments.data, arguments.require_full_data)  # the first time may fetch it: not what is timed
     start = time.perf_counter()

@@ -118,6 +118,8 @@ def templates(weight: np.ndarray, path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
+    if not path.suffix:  # matplotlib would write to another name
+        raise UserError(f"cannot write {path}: its name must end in .png, .svg or .pdf")
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "28 x 28, grey, light on black (pictures here are drawn the other way); if none: the first test images"
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help=help)
     take.add_checkpoint(parser)
-    parser.add_argument("--top", metavar="K", type=take.positive(int), default=3, help="classes to print")
-    parser.add_argument("--number", metavar="N", type=take.positive(int), default=8, help="of test images")
+    parser.add_argument("--top", metavar="K", type=take.positive_int, default=3, help="classes to print")
+    parser.add_argument("--number", metavar="N", type=take.positive_int, default=8, help="of test images")
     take.add_device(parser)
     take.add_data(parser)
 

@@ -241,9 +241,9 @@ def show_overflow() -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m fmnist.scratch", description="softmax regression from scratch")
     parser.add_argument("--data", metavar="DIR", help="as of python -m fmnist train")
-    parser.add_argument("--epochs", type=take.positive(int), default=10)
-    parser.add_argument("--batch-size", type=take.positive(int), default=256)
-    parser.add_argument("--lr", type=take.positive(float), default=0.1)
+    parser.add_argument("--epochs", type=take.positive_int, default=10)
+    parser.add_argument("--batch-size", type=take.positive_int, default=256)
+    parser.add_argument("--lr", type=take.positive, default=0.1)
     parser.add_argument("--seed", type=take.seed, default=1)
     return exit_code(lambda: run(parser.parse_args(argv)))
 

@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mixup", metavar="ALPHA", type=take.at_least_0, help=help + _default("mixup"))
     help = "of the rate: the same for all steps, or falling to 0; "
     parser.add_argument("--schedule", choices=SCHEDULES, help=help + _default("schedule"))
-    parser.add_argument("--epochs", type=take.positive(int), help=_default("epochs"))
-    parser.add_argument("--batch-size", type=take.positive(int), help=_default("batch_size"))
-    parser.add_argument("--lr", type=take.positive(float), help=f"learning rate of SGD; {_default('lr')}")
+    parser.add_argument("--epochs", type=take.positive_int, help=_default("epochs"))
+    parser.add_argument("--batch-size", type=take.positive_int, help=_default("batch_size"))
+    parser.add_argument("--lr", type=take.positive, help=f"learning rate of SGD; {_default('lr')}")
     parser.add_argument("--momentum", type=take.fraction, help=f"of SGD, below 1; {_default('momentum')}")
     parser.add_argument("--seed", type=take.seed, help=f"of the weights and the images' order; {_default('seed')}")
     parser.add_argument("--runs", metavar="DIR", help=f"where the run's folder goes; {_default('runs')}")

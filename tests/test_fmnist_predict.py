@@ -75,6 +75,12 @@ def test_without_files_the_first_test_images_are_named_with_their_labels(
         assert len(printed(line)) == 3
 
 
+def test_the_folder_of_a_run_stands_for_its_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(trained) == predict(trained.parent) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+
+
 def test_an_image_that_looks_inverted_is_said_to(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

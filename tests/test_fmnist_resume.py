@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import fmnist.data
-from fmnist import checkpoint, config, files, loop, losses, models, state, train
+from fmnist import checkpoint, config, device, files, loop, losses, models, state, train
 from fmnist.__main__ import main
 from fmnist_runs import records, run, without_pictures, without_times
 from softxent import dispatch
@@ -103,7 +103,7 @@ def test_every_combination_of_options_trains_and_resumes(
     """Two steps an epoch, of few images. The records of the epochs are those of the uninterrupted run."""
     whole = fmnist.data.load("sample")
     few = whole._replace(**{name: getattr(whole, name)[:100] for name in whole._fields[:4]})
-    monkeypatch.setattr(train.data, "load", lambda *_: few)
+    monkeypatch.setattr(fmnist.data, "load", lambda *_: few)
     fast_options = f"--model {model} --loss {loss} --epochs 2 --batch-size 50"
     for smoothing, mixup, schedule in product((0, 0.1), (0, 0.2), config.SCHEDULES):
         options = f"{fast_options} --label-smoothing {smoothing} --mixup {mixup} --schedule {schedule}"
@@ -185,7 +185,7 @@ def test_device_and_data_may_be_said_again_but_must_be_the_same(
     cut: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that began on the CPU, on a machine that has got a GPU, and whose data have been moved."""
-    monkeypatch.setattr(train.device, "choose", lambda name: (torch.device("cpu" if name == "cpu" else "meta"), name))
+    monkeypatch.setattr(device, "choose", lambda name: (torch.device("cpu" if name == "cpu" else "meta"), name))
     for options, message in (
         ("", "was begun with device_used cpu, and would go on with meta: give another --device"),
         ("--device cpu --data /nonexistent", "/nonexistent does not exist"),

@@ -153,7 +153,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         ("--data /nonexistent", "does not exist"),
-        ("--epochs -1", "argument --epochs: invalid positive int value: '-1'"),
+        ("--epochs -1", "argument --epochs: invalid value '-1': it must be a whole number above 0"),
         ("--batch-size 0", "argument --batch-size: invalid"),
         ("--lr nan", "argument --lr: invalid"),
         ("--seed -1", "argument --seed: invalid"),

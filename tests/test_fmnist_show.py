@@ -75,6 +75,7 @@ def test_a_terminal_without_blocks_gets_ascii(monkeypatch: pytest.MonkeyPatch) -
         ("--split test --start 500 --text", "0 to 499"),
         ("--output /nonexistent/a.png", "cannot write /nonexistent/a.png"),
         ("--output /tmp/a.nokind", "cannot write /tmp/a.nokind"),
+        ("--output /tmp", "cannot write /tmp: its name must end in"),
     ],
 )
 def test_what_cannot_be_shown_is_said(options: str, message: str) -> None:

@@ -266,6 +266,7 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
         ("train --data sample --epochs 3 --lr 1e38 --name hot", "try a smaller --lr"),
         ("train --data sample --momentum 1", "momentum is a number in [0, 1), not 1.0"),
         ("evaluate --checkpoint none.st", "none.st does not exist"),
+        ("evaluate --checkpoint taken", "taken/model.safetensors does not exist"),
         ("evaluate --checkpoint bad.st", "bad.st is not a checkpoint, or not a whole one"),
         ("evaluate --checkpoint other.st --model softmax", "'mlp', not of 'softmax'"),
         ("evaluate --checkpoint unknown.st", "'vit', not of 'softmax or mlp or cnn'"),
@@ -274,6 +275,7 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
         ("evaluate --checkpoint misfit.st --device cuda", "sees no CUDA GPU"),
         ("evaluate --checkpoint good.st --data sample --output /proc/no.png", "cannot write /proc/no.png"),
         ("evaluate --checkpoint good.st --data sample --output a.nothing", "cannot write a.nothing"),
+        ("evaluate --checkpoint good.st --data sample --output a", "cannot write a: its name must end in .png"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -303,6 +305,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     "arguments",
     [
+        "--seed one",
         "--epochs 0",
         "--epochs -3",
         "--lr -1",
