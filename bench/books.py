@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fmnist.data
 from fmnist import train
+from fmnist.command import exit_code
 
 BATCH_SIZE, LR = 256, 0.1
 
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -10,7 +10,14 @@ Red and blue have no order. One-hot codes (独热编码) are equally far from th
 >>> {round(distance(one_hot(j, 3), one_hot(k, 3)), 4) for j in range(3) for k in range(j)}
 {1.4142}
 
-Sizes have one. Ordinal codes (序数编码) keep it, XXL is farther from X than XL is, and one-hot codes lose it:
+Each element is a number like any other, and may be scaled as features are, say to mean 0 and deviation 1 (归一化):
+
+>>> from statistics import fmean, pstdev
+>>> is_first = [one_hot(k, 3)[0] for k in (0, 1, 2, 0)]
+>>> [(x - fmean(is_first)) / pstdev(is_first) for x in is_first]
+[1.0, -1.0, -1.0, 1.0]
+
+Sizes have an order. Ordinal codes (序数编码) keep it, XXL is farther from X than XL is, and one-hot codes lose it:
 
 >>> size = ordinal(["X", "XL", "XXL"])
 >>> size

@@ -1,18 +1,23 @@
 """The lesson's table: all 27 ideas, and nothing named in it that is not there."""
 
-import argparse
+import os
+import pydoc
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from fmnist import describe, report, scratch, show
+from fmnist import __main__, scratch, train
+from fmnist_runs import without_pictures
+from softxent import dispatch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "fmnist" / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| *(\d+) \|(.*)\|$", README, re.MULTILINE)
-MODULES = {"show": show, "data": describe, "report": report}
+LESSON = README.split("## Where the notes slip")[0]
 
 
 def test_all_27_ideas_are_there_in_order_each_with_something_to_run_or_read() -> None:
@@ -39,9 +44,57 @@ def test_every_module_and_function_named_exists() -> None:
         assert (ROOT / "fmnist" / name).is_file(), name
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m fmnist ((?:show|data|report)\b[^`]*)", README))))
-def test_the_commands_take_the_options_that_are_given(command: str) -> None:
-    name, *options = command.split()
-    parser = argparse.ArgumentParser()
-    MODULES[name].add_arguments(parser)
-    parser.parse_args([option for option in options if option != "writes"])
+def test_every_command_of_the_lesson_runs_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one folder, on the sample, an epoch each. Pictures are drawn for the run that the lesson looks at."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FMNIST_DATA", "sample")
+    monkeypatch.setattr(dispatch, "INTERPRET", False)
+    commands = [command for command in re.findall(r"`(python [^`]+)`", LESSON) if "<name>" not in command]
+    assert len(commands) >= 16 and len(set(commands)) >= 14
+    for command in dict.fromkeys(commands):
+        with monkeypatch.context() as patch:
+            if " train " in command and "--name lesson" not in command:
+                without_pictures(patch)
+            assert done(command) == 0, command
+        assert capsys.readouterr().out, command
+    for path in ("fashion-mnist.png", *(f"runs/lesson/{name}" for name in ("report.html", "predictions.png"))):
+        assert (tmp_path / path).stat().st_size > 10_000, path
+
+
+def test_the_lessons_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FMNIST_DATA", "sample")
+    monkeypatch.setattr(dispatch, "INTERPRET", False)
+    without_pictures(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "one_epoch", ctrl_c)
+        assert done("python -m fmnist train --name cut") == 130
+    (command,) = re.findall(r"`(python [^`]+--resume[^`]+)`", README)
+    assert __main__.main(command.replace("<name>", "cut").split()[3:]) == 0
+
+
+def done(command: str) -> int:
+    """Run a command line of the lesson, in this process where it can be; its exit code."""
+    _, *words = command.split()
+    if words[0] != "-m":  # a script, whose workers want a process of their own
+        options = ["--data", "sample", "--epochs", "1", "--workers", "1"]
+        script = [sys.executable, str(ROOT / words[0]), *options]
+        env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        finished = subprocess.run(script, env=env, capture_output=True, text=True)
+        print(finished.stdout, finished.stderr)
+        return finished.returncode
+    _, module, *arguments = words
+    if module == "pydoc":
+        print(pydoc.render_doc(import_module(arguments[0])))
+        return 0
+    fewer = ["--epochs", "1"] if arguments[:1] == ["train"] or module == "fmnist.scratch" else []
+    main = import_module("fmnist.__main__" if module == "fmnist" else module).main
+    try:
+        return int(main([*arguments, *fewer]))
+    except SystemExit as exit:  # of --help and of bad options
+        return int(exit.code or 0)
