@@ -143,7 +143,8 @@ def whole(
             ends = how.odd and (holds.stats or holds.entropy_gradient) and num_warps < 16
             if holds.smoothing or holds.softcap or ends:
                 # Fewer values a thread. Of odd rows no bit changes, with stats or without.
-                fewer = (block_m // 2, num_warps) if block_m > 1 else (1, 2 * num_warps)
+                times = 4 if ends and blackwell and itemsize == 4 else 2
+                fewer = (block_m // 2, num_warps) if block_m > 1 else (1, times * num_warps)
                 threads = fewer[1] * device.warp_size
                 if threads <= THREADS and fewer[0] * block_n >= threads * how.granule:
                     block_m, num_warps = fewer

@@ -88,19 +88,18 @@ def step_kernel(
     mate_at = (mate // GRANULE * THREADS + its_thread) * GRANULE + mate % GRANULE
     mate_mask = active & (its_thread >= 0) & (mate_at < whole) & (mate_at != target_at)
     x_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf"))
-    z_mate, _ = logit_map(x_mate, None, extras, tl.float32)
     if ODD:
         edge_cols, in_edge = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
         edge_mask = active & in_edge & (edge_cols != target)
         x_edge = tl.load(row_ptr + edge_cols, mask=edge_mask, other=float("-inf"))
-        z_edge, _ = logit_map(x_edge, None, extras, tl.float32)
 
-    z, _ = logit_map(x, None, extras, tl.float32)
-    of_thread = tl.reduce(by_thread(z, THREADS, GRANULE), 1, larger_or_nan)
+    # Of the logits, not of z: a scale above 0, rounded or not, leaves the largest the largest.
+    of_thread = tl.reduce(by_thread(x.to(tl.float32), THREADS, GRANULE), 1, larger_or_nan)
     runner_up = tl.reduce(tl.where(others, of_thread, float("-inf")), 0, larger_or_nan)
-    runner_up = larger_or_nan(runner_up, tl.reduce(z_mate, 0, larger_or_nan))
+    runner_up = larger_or_nan(runner_up, tl.reduce(x_mate.to(tl.float32), 0, larger_or_nan))
     if ODD:
-        runner_up = larger_or_nan(runner_up, tl.reduce(z_edge, 0, larger_or_nan))
+        runner_up = larger_or_nan(runner_up, tl.reduce(x_edge.to(tl.float32), 0, larger_or_nan))
+    runner_up, _ = logit_map(runner_up, None, extras, tl.float32)
     m = tl.where(active, tl.maximum(runner_up, z_y), 0.0)
     shift = finite_or_zero(runner_up)
 
@@ -108,8 +107,10 @@ def step_kernel(
         x = keep(x)
     z, _ = logit_map(x, None, extras, tl.float32)
     e = exp_for(z - shift, dtype)
+    z_mate, _ = logit_map(x_mate, None, extras, tl.float32)
     e_mate = exp_for(z_mate - shift, dtype)
     if ODD:
+        z_edge, _ = logit_map(x_edge, None, extras, tl.float32)
         e_edge = exp_for(z_edge - shift, dtype)
         of_thread = tl.sum(by_thread(fixed_point(e), THREADS, GRANULE), 1)
         rest = tl.sum(tl.where(others, of_thread, 0), 0) + tl.sum(fixed_point(e_mate), 0)
