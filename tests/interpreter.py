@@ -2,7 +2,9 @@
 
     rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
     larger_or_nan   a reduction of ours, which it would do value by value in Python
+    bfloat16     is added and multiplied as the integers that its bits are; here as floats, rounded
     fma          is two roundings there; here, as on a GPU, one
+    names        of the language that a module has under its own, `cast = tl.cast`, work too
     bounds       a pointer outside the tensors of the launch reads whatever is there; here it is an error
     launches()   the names of the kernels launched meanwhile
 
@@ -34,6 +36,16 @@ def install() -> None:
     apply_impl = triton_interpreter.ReduceOps.apply_impl
     cast, call = Builder.cast_impl, Grid.__call__
     load, store = Builder.create_masked_load, Builder.create_masked_store
+    binary_op = Builder.binary_op
+
+    def get_bf16(self: Any, value: Any) -> Any:
+        return triton_interpreter.TensorHandle(round_to_bfloat16(np.array([value], np.float32)), tl.bfloat16)
+
+    def binary(self: Any, left: Any, right: Any, op: Any) -> Any:
+        if left.dtype.scalar != tl.bfloat16:
+            return binary_op(self, left, right, op)
+        out = op(from_bfloat16(left.data), from_bfloat16(right.data))
+        return triton_interpreter.TensorHandle(out if out.dtype == bool else round_to_bfloat16(out), tl.bfloat16)
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
         if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
@@ -46,10 +58,14 @@ def install() -> None:
         return triton_interpreter.TensorHandle(exact.astype(x.data.dtype), z.dtype.scalar)
 
     def reduce(self: Any, inputs: Any) -> Any:
+        values = inputs[0] if isinstance(inputs, tuple) else inputs
         if getattr(self.combine_fn, "__name__", "") == "larger_or_nan":
-            values = inputs[0] if isinstance(inputs, tuple) else inputs
             largest = np.max(values.handle.data, axis=self.axis, keepdims=self.keep_dims)
             return self.to_tensor(largest, values.dtype)
+        if values.dtype.scalar == tl.bfloat16 and (values is inputs or len(inputs) == 1):
+            wide = self.to_tensor(from_bfloat16(values.handle.data), tl.float32)
+            out = apply_impl(self, wide if values is inputs else (wide,))
+            return self.to_tensor(round_to_bfloat16(out.handle.data), tl.bfloat16)
         return apply_impl(self, inputs)
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
@@ -62,6 +78,7 @@ def install() -> None:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _launched.append(self.fn.__name__)
+        bind_late(self.fn.__globals__)
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))  # some come in tuples
         storages = [value.untyped_storage() for value in leaves if isinstance(value, torch.Tensor)]
         _bounds[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
@@ -70,9 +87,18 @@ def install() -> None:
             return call(self, *args, **kwargs)
 
     Builder.cast_impl, Builder.create_fma = cast_impl, create_fma
+    Builder.get_bf16, Builder.binary_op = get_bf16, binary
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
     triton_interpreter.ReduceOps.apply_impl = reduce
     Grid.__call__ = launch
+
+
+def bind_late(names: dict[str, Any]) -> None:
+    """The interpreter replaces tl.cast while a kernel runs, and not what else that function is called."""
+    for name, value in list(names.items()):
+        own = getattr(value, "__name__", "") if getattr(value, "__triton_builtin__", False) else ""
+        if own and getattr(tl, own, None) is value:
+            names[name] = lambda *args, _own=own, **kwargs: getattr(tl, _own)(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -104,3 +130,7 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FFF), rounded.reshape(np.shape(values)))
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
