@@ -622,3 +622,20 @@ def test_label_smoothing_that_torch_ignores_raises(label_smoothing: float) -> No
 def test_what_is_not_supported_says_so() -> None:
     with pytest.raises(RuntimeError, match="no gradient with respect to weight"):
         fused_softmax_xent(X, Y, torch.ones(5, requires_grad=True))
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+def test_on_a_cpu_rows_that_are_ignored_are_not_computed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax, computed = torch.softmax, []
+
+    def counted(z: Tensor, dim: int, out: Tensor) -> Tensor:
+        computed.append(len(z))
+        return softmax(z, dim, out=out)
+
+    logits, target = make(400, 1000, torch.float32, torch.device("cpu"))
+    target[::2] = -100
+    logits[::2] = float("nan")
+    monkeypatch.setattr(torch, "softmax", counted)
+    loss, gradient = loss_and_gradient(fused_softmax_xent, logits, target)
+    assert sum(computed) == 200
+    assert loss.isfinite() and torch.equal(gradient[::2], torch.zeros_like(gradient[::2]))

@@ -95,6 +95,15 @@ def test_gradients_of_the_loss_and_of_every_stat_add_up(
                 torch.testing.assert_close((found.loss, apart[0]), (loss, grad), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+def test_entropy_of_a_wide_row_does_not_drift_with_the_sum_of_its_softmax(path: str) -> None:
+    logits = torch.randn(2, 262144, generator=torch.Generator().manual_seed(0))
+    found = fused_softmax_xent_with_stats(logits, torch.zeros(2, dtype=torch.int64), stats="entropy").entropy
+    p = logits.double().softmax(1)
+    assert found is not None
+    torch.testing.assert_close(found.double(), torch.special.entr(p).sum(1), rtol=5e-7, atol=0)
+
+
 def test_policy_gradient_as_people_write_it(path: str, device: torch.device) -> None:
     """The example of the README: advantage-weighted log-probability with an entropy bonus."""
     logits, action = make(12, 10, torch.float64, device)

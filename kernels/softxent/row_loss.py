@@ -62,8 +62,6 @@ class RowLoss(torch.autograd.Function):
         if not wanted:
             return loss
         ctx.set_materialize_grads(False)
-        if stats.prediction is not None:
-            ctx.mark_non_differentiable(stats.prediction)
         return loss, *stats
 
     @staticmethod

@@ -162,6 +162,10 @@ def _in_chunks(
     acc = torch.promote_types(logits.dtype, torch.float32)
     direct = dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr()
     temporaries = rows.mapped or stats.entropy is not None or dstats.entropy is not None
+    if rows.skipped is not None and all(x is None for x in (*stats, *dstats)):
+        n_skipped = int(rows.skipped.sum())
+        if n_skipped > n_rows // 8:
+            return _of_the_others(rows, dlogits, scale, n_rows - n_skipped)
     step = n_rows if direct and not temporaries else min(n_rows, max(1, CHUNK // n_cols))
     scratch = None if direct else logits.new_empty(step, n_cols, dtype=acc)
     if n_rows <= step:
@@ -186,6 +190,29 @@ def _in_chunks(
             )
         )
     return torch.cat(losses)
+
+
+def _of_the_others(rows: _Rows, dlogits: Tensor | None, scale: Tensor | float | None, n_counted: int) -> Tensor:
+    """`_in_chunks` where many rows are skipped, which are not read then: the others go side by side."""
+    logits, skipped = rows.inputs.logits, rows.skipped
+    assert skipped is not None
+    n_rows, n_cols = logits.shape
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    loss = torch.zeros(n_rows, dtype=acc)
+    counted = (~skipped).nonzero()[:, 0]
+    step = max(1, CHUNK // max(1, n_cols))
+    scratch = logits.new_empty(min(step, n_counted), n_cols, dtype=acc)
+    for some in counted.split(step) if n_counted else ():
+        inputs = rows.inputs._replace(logits=logits[some])
+        part = rows._replace(inputs=inputs, y=rows.y[some], skipped=None)
+        p = scratch[: len(some)]
+        of_some = scale[some] if isinstance(scale, Tensor) and scale.dim() else scale
+        loss[some] = _step(part, None if dlogits is None else p, of_some, NO_STATS, NO_STATS, p)
+        if dlogits is not None:
+            dlogits[some] = p.to(dlogits.dtype)
+    if dlogits is not None:
+        dlogits.index_fill_(0, skipped.nonzero()[:, 0], 0)
+    return loss
 
 
 def _step(

@@ -25,7 +25,11 @@ def forward(inputs: Inputs, options: Options, needs_grad: bool) -> tuple[Tensor,
     """The loss of each row [n_rows], in float32 or float64. `backward` needs nothing more."""
     losses = []
     for _, log_p, c, lse in _chunks(inputs, options):
-        loss = sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
+        loss = sum_rows(c * log_p)[:, 0].neg_()
+        unclear = loss.isnan()
+        if unclear.any():  # 0 * log 0, most likely, which is 0
+            c, log_p = c[unclear], log_p[unclear]
+            loss[unclear] = sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
         losses.append(loss if lse is None else loss + options.z_loss * lse[:, 0] ** 2)
     loss = torch.cat(losses)
     if inputs.sample_weight is not None:
@@ -65,22 +69,32 @@ def backward(
 
 
 def _chunks(inputs: Inputs, options: Options) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-    """Rows, their log p, their coefficients c_j = w_j * ((1 - eps) * t_j + eps / n_cols), and lse for a z-loss."""
+    """Rows, their log p, their coefficients c_j = w_j * ((1 - eps) * t_j + eps / n_cols), and lse for a z-loss.
+
+    The two matrices are scratch, which the next rows are written over.
+    """
     logits, target, weight = inputs[:3]
     eps = options.label_smoothing
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
-    step = max(1, CHUNK // n_cols)
+    step = min(n_rows, max(1, CHUNK // n_cols))
+    mapped = options.maps(inputs)
+    scratch = logits.new_empty(3, step, n_cols, dtype=acc)
     for start in range(0, n_rows, step):
         rows = slice(start, start + step)
-        c = target[rows].to(acc)
+        log_p, c, z = scratch[:, : min(step, n_rows - start)]
+        c.copy_(target[rows])
         if eps:
-            c = c * (1 - eps) + eps / n_cols
+            c.mul_(1 - eps).add_(eps / n_cols)
         if weight is not None:
-            c = c * weight.to(acc)
-        z = logits[rows].to(acc, copy=options.maps(inputs))
-        z = map_(z, inputs, options) if options.maps(inputs) else z
-        log_p = torch.log_softmax(z, 1)
+            c.mul_(weight.to(acc))
+        if mapped or logits.dtype != acc:
+            z.copy_(logits[rows])
+        else:
+            z = logits[rows]
+        if mapped:
+            map_(z, inputs, options)
+        torch.log_softmax(z, 1, out=log_p)
         lse = None
         if options.z_loss:
             k = z.argmax(1, keepdim=True)
