@@ -80,6 +80,44 @@ def test_rows_that_would_spill_are_held_only_where_they_do_not() -> None:
     assert [held(2, False, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 65536, 32768]
 
 
+def test_softmax_holds_what_its_registers_hold() -> None:
+    def held(itemsize: int, odd: bool, n_matrices: int, device: launch.Device, stride_col: int = 1) -> int:
+        """The widest rows."""
+        widths = [n - odd for n in (2048, 4096, 8192, 16384, 32768, 65536)]
+        tiles = [launch.softmax(n, stride_col, itemsize, n_matrices, device) for n in widths]
+        return max(n for n, tile in zip(widths, tiles, strict=True) if tile is not None)
+
+    for device, odd_forward in ((HOPPER, 32767), (BLACKWELL, 16383), (AMD, 16383)):
+        for itemsize in (2, 4):
+            assert [held(itemsize, False, n, device) for n in (1, 2)] == [32768, 16384]
+            assert [held(itemsize, True, n, device) for n in (1, 2)] == [odd_forward, 16383]
+            assert [held(itemsize, False, n, device, stride_col=2) for n in (1, 2)] == [4096, 4096]
+        assert [held(8, odd, n, device) for odd in (False, True) for n in (1, 2)] == [4096, 4096, 4095, 4095]
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("n_matrices", [1, 2])
+def test_a_row_of_softmax_that_a_program_holds_fits(itemsize: int, n_matrices: int) -> None:
+    for device in (HOPPER, BLACKWELL, AMD):
+        for n_cols in WIDTHS:
+            tile = launch.softmax(n_cols, 1, itemsize, n_matrices, device)
+            if n_cols <= launch.BY_VALUE:
+                assert launch.softmax(n_cols, 256, itemsize, n_matrices, device) == tile
+            if tile is not None:
+                assert n_cols <= tile.block_n < max(65, 2 * n_cols)
+                assert tile.num_warps * device.warp_size <= 1024
+                assert not tile.packed
+
+
+def test_rows_line_up_with_those_of_a_contiguous_matrix() -> None:
+    assert launch.lines_up(1000, 1000, 1, 2, 32, 8)
+    assert launch.lines_up(50257, 50257, 1, 2, 0, 8)
+    assert launch.lines_up(50257, 50265, 1, 2, 0, 8)
+    assert not launch.lines_up(50257, 50304, 1, 2, 0, 8)  # a padded vocabulary
+    assert not launch.lines_up(1000, 1000, 1, 2, 2, 8)
+    assert not launch.lines_up(1000, 1, 256, 2, 0, 8)
+
+
 def test_no_program_has_more_threads_than_a_gpu_allows() -> None:
     for device in (HOPPER, BLACKWELL, AMD):
         for holds in (PLAIN, SMOOTHED, launch.Holds(softcap=True), launch.Holds(stats=True)):

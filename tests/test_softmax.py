@@ -23,7 +23,9 @@ def value_and_gradient(op: Op, z: Tensor, dout: Tensor, dim: int = -1) -> tuple[
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (70, 10), (3, 1000), (2, 4097), (2, 50257)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (70, 10), (19, 100), (19, 101), (3, 1000), (2, 4097), (2, 16001), (2, 32000), (2, 50257)], ids=str
+)
 def test_value_and_gradient_are_as_exact_as_torch(
     path: str, device: torch.device, ours: Op, torchs: Op, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
@@ -56,6 +58,68 @@ def test_any_dimension_and_any_strides(path: str, device: torch.device, ours: Op
     for view in (z, z.transpose(0, 1).contiguous().transpose(0, 1), z[:, ::2]):
         g = dout[tuple(slice(n) for n in view.shape)]
         torch.testing.assert_close(value_and_gradient(ours, view, g, dim), value_and_gradient(torchs, view, g, dim))
+
+
+@pytest.mark.parametrize(
+    ("n_cols", "dtype"),
+    [(n_cols, dtype) for n_cols in (10, 101, 1000) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+    + [(5000, torch.float64), (33001, torch.float32)],
+    ids=str,
+)
+def test_rows_that_lie_anywhere(
+    path: str, device: torch.device, ours: Op, torchs: Op, n_cols: int, dtype: torch.dtype
+) -> None:
+    """Off their granules, in padded rows, apart from each other, or all in one place; incoming gradients too."""
+    memory = torch.randn(2, 2 * n_cols + 32, device=device).to(dtype)
+    for view in (
+        memory[:, 1 : n_cols + 1],
+        memory[:, :n_cols],
+        memory[1:, 16 : n_cols + 16],
+        memory[:, : 2 * n_cols : 2],
+        memory.view(-1)[: 2 * n_cols].view(n_cols, 2).t(),
+    ):
+        z, copy = view.detach().requires_grad_(), view.detach().contiguous().requires_grad_()
+        out, out_of_copy = ours(z), ours(copy)
+        assert out.is_contiguous()
+        torch.testing.assert_close(out, torchs(view, -1))
+        for dout in (view, memory[:1, :1].expand(view.shape)):
+            (dz,) = torch.autograd.grad(out, z, dout, retain_graph=True)
+            (expected,) = torch.autograd.grad(out_of_copy, copy, dout.contiguous(), retain_graph=True)
+            torch.testing.assert_close(dz, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_cols", [10, 101, 1000, 1001, 40001])
+def test_the_bits_of_a_row_do_not_depend_on_the_batch_or_on_where_it_lies(
+    path: str, device: torch.device, ours: Op, torchs: Op, n_cols: int, dtype: torch.dtype
+) -> None:
+    z = torch.randn(1, n_cols, device=device).mul(0.3).to(dtype).repeat(9, 1)  # an odd one starts anywhere
+    dout = torch.randn(1, n_cols, device=device).to(dtype).repeat(9, 1)
+    for results in zip(value_and_gradient(ours, z, dout), value_and_gradient(ours, z[4:5], dout[4:5]), strict=True):
+        for result in results:
+            assert (result == results[0][0]).all()
+
+
+@pytest.mark.parametrize("n_cols", [10, 1000, 1001, 40001])
+def test_incoming_gradients_of_any_size(path: str, device: torch.device, ours: Op, torchs: Op, n_cols: int) -> None:
+    inf = float("inf")
+    z, dout = torch.randn(2, 8, n_cols, device=device)
+    for row, scale in enumerate((1e30, 1e-37, 1e-42, 0.0)):
+        dout[row] *= scale
+    dout[4, 3], dout[5, -1], dout[6, 0], dout[7, 1] = inf, -inf, float("nan"), inf
+    dout[7, 2] = -inf
+    z[2, : n_cols // 2] = -inf
+    (_, results), (_, expected) = value_and_gradient(ours, z, dout), value_and_gradient(torchs, z, dout)
+    _, exact = value_and_gradient(torchs, z.double(), dout.double())
+    for row in range(8):  # apart: the error that one row excuses is no excuse for the others
+        assert_as_exact_as_torch(results[row], expected[row], exact[row], f"row {row}")
+
+
+def test_a_result_that_a_hook_brings_back_elsewhere(path: str, device: torch.device, ours: Op, torchs: Op) -> None:
+    z, dout = torch.randn(2, 6, 100, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.t().contiguous(), lambda x: x.t()):
+        results = value_and_gradient(ours, z, dout)
+    torch.testing.assert_close(results, value_and_gradient(torchs, z, dout))
 
 
 def test_gradcheck_and_gradgradcheck(path: str, device: torch.device, ours: Op, torchs: Op) -> None:

@@ -160,6 +160,31 @@ def whole(
     return None
 
 
+def lines_up(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int, granule: int) -> bool:
+    """Whether rows lie in their granules as those of a contiguous matrix do."""
+    return stride_col == 1 and (stride_row - n_cols) % granule == 0 and address % (granule * itemsize) == 0
+
+
+def softmax(n_cols: int, stride_col: int, itemsize: int, n_matrices: int, device: Device) -> Whole | None:
+    """The tile for rows of 1 matrix, or of 2, that a program holds at once; None: they are streamed.
+
+    The access is that to contiguous rows. Sums of integers, of odd rows, take registers.
+    """
+    how = access(n_cols, n_cols, 1, itemsize, 0)
+    if (how.granule == 1 or stride_col != 1) and n_cols > BY_VALUE:
+        return None
+    spills = n_matrices == 2 or (how.odd and (device.warp_size == 64 or device.arch >= 100))
+    if spills and n_cols > SPILLS:
+        return None
+    for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
+        if n_cols <= block_n:
+            most = THREADS // device.warp_size // (2 if how.odd else 1)
+            if n_matrices == 2 and block_m == 1 and 2 * num_warps <= most:
+                num_warps *= 2
+            return Whole(block_m, block_n, num_warps, how)
+    return None
+
+
 def unroll(itemsize: int, holds: Holds, device: Device) -> int:
     """Vectors that a thread loads at a time where rows are streamed: fewer where more is summed, or it would spill."""
     vectors = 2 if itemsize == 8 else 4

@@ -382,6 +382,14 @@ def from_fixed_point(n):
 
 
 @triton.jit
+def power_of_two(x):
+    """2^k and 2^-k with x * 2^-k in [1, 2), for float32 x >= 0; at the ends of its range x * 2^-k is below 4, or 1."""
+    exponent = x.to(tl.int32, bitcast=True) >> 23
+    exponent = tl.minimum(tl.maximum(exponent, 1), 253)
+    return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def larger_or_nan(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 

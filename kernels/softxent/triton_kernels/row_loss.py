@@ -147,7 +147,7 @@ def _in_forward(logits: Tensor, reduction: str) -> bool:
     return reduction != "none" and logits.dtype != torch.float16
 
 
-def _layout(logits: Tensor) -> tuple[int, int, int, int, int]:
+def layout(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
 
 
@@ -160,11 +160,11 @@ def _holds(options: Options, wanted: Collection[str]) -> launch.Holds:
 
 
 def _tile(inputs: Inputs, holds: launch.Holds) -> launch.Whole | None:
-    return launch.whole(*_layout(inputs.logits), holds, _device())
+    return launch.whole(*layout(inputs.logits), holds, device())
 
 
 @cache
-def _device() -> launch.Device:
+def device() -> launch.Device:
     """The kind of GPU that Triton compiles for; the interpreter is treated as a Hopper."""
     if triton.knobs.runtime.interpret:
         return launch.Device(32, 90)
@@ -181,7 +181,7 @@ def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
     if inplace:
         return logits.detach()
     n_rows, n_cols = logits.shape
-    granule, odd = launch.access(*_layout(logits))
+    granule, odd = launch.access(*layout(logits))
     lead = logits.data_ptr() % 16 // logits.itemsize if odd else 0
     stride = n_cols + (logits.stride(0) - n_cols) % granule
     if n_cols <= launch.FEW or (lead == 0 and stride == n_cols):
@@ -225,8 +225,8 @@ def _step(
             SUMMED=summed,
             N_COLS=n_cols,
             ROWS=launch.ROWS,
-            WIDTH=launch.vector(*_layout(logits)),
-            num_warps=launch.ROWS // _device().warp_size,
+            WIDTH=launch.vector(*layout(logits)),
+            num_warps=launch.ROWS // device().warp_size,
             **common,
         )
         return outputs.loss if not summed else outputs.loss[:programs]
@@ -289,19 +289,19 @@ def _one_launch(
         MEAN=options.reduction == "mean",
         N_COLS=logits.shape[1],
         ROWS=launch.ROWS,
-        WIDTH=launch.vector(*_layout(logits)),
-        num_warps=launch.ROWS // _device().warp_size,
+        WIDTH=launch.vector(*layout(logits)),
+        num_warps=launch.ROWS // device().warp_size,
         **launch.OPTIONS,
     )
 
 
-def _stream(inputs: Inputs, holds: launch.Holds) -> dict[str, Any]:
+def stream(itemsize: int, holds: launch.Holds) -> dict[str, Any]:
     """How the kernels that stream rows sum them."""
-    num_warps, _ = launch.STREAM[inputs.logits.itemsize]
+    num_warps, _ = launch.STREAM[itemsize]
     return {
-        "THREADS": _device().warp_size * num_warps,
-        "VECTOR": 16 // inputs.logits.itemsize,
-        "UNROLL": launch.unroll(inputs.logits.itemsize, holds, _device()),
+        "THREADS": device().warp_size * num_warps,
+        "VECTOR": 16 // itemsize,
+        "UNROLL": launch.unroll(itemsize, holds, device()),
         "num_warps": num_warps,
         **launch.OPTIONS,
     }
@@ -317,7 +317,7 @@ def _stream_forward(
     moment: bool,
 ) -> None:
     logits = inputs.logits
-    granule, odd = launch.access(*_layout(logits))
+    granule, odd = launch.access(*layout(logits))
     streaming.forward_kernel[(len(logits),)](
         *inputs[:4],
         outputs,
@@ -328,7 +328,7 @@ def _stream_forward(
         options.ignore_index,
         MOMENT=moment,
         GRANULE=1 if odd else granule,
-        **_stream(inputs, holds),
+        **stream(logits.itemsize, holds),
     )
 
 
@@ -343,7 +343,7 @@ def _stream_step(
 ) -> None:
     assert dlogits is not None
     logits = inputs.logits
-    granule, odd = launch.access(*_layout(logits))
+    granule, odd = launch.access(*layout(logits))
     streaming.step_kernel[(len(logits),)](
         *inputs[:4],
         norm,
@@ -358,7 +358,7 @@ def _stream_step(
         NORMS=_norms(norm, inputs),
         GRANULE=granule,
         ODD=odd,
-        **_stream(inputs, holds),
+        **stream(logits.itemsize, holds),
     )
 
 
@@ -373,7 +373,7 @@ def _stream_backward(
 ) -> None:
     logits = inputs.logits
     num_warps, block = launch.STREAM[logits.itemsize]
-    granule, odd = launch.access(*_layout(logits))
+    granule, odd = launch.access(*layout(logits))
     streaming.backward_kernel[(len(logits), launch.cdiv(logits.shape[1], block))](
         *inputs[:4],
         norm,

@@ -37,6 +37,13 @@ STATS = tl.constexpr(5)  # numbers that forward_kernel keeps of a row
 
 
 @triton.jit
+def lanes(THREADS: tl.constexpr, VECTOR: tl.constexpr, UNROLL: tl.constexpr):
+    """Columns that a program reads at a time [UNROLL, THREADS, VECTOR]: threads side by side, a vector each."""
+    group = tl.arange(0, UNROLL)[:, None, None] * (THREADS * VECTOR)
+    return group + tl.arange(0, THREADS)[None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+
+
+@triton.jit
 def sums_of_row(
     row_ptr,
     target,
@@ -55,8 +62,7 @@ def sums_of_row(
     """m, rest, the moment without the target's, sum_j w_j, sum_j w_j * (m - z_j), and the first class whose logit is m;
     each of the latter four only where it is wanted."""
     start_ptr = first_granule(row_ptr, 0, GRANULE)
-    group = tl.arange(0, UNROLL)[:, None, None] * (THREADS * VECTOR)
-    lane = group + tl.arange(0, THREADS)[None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+    lane = lanes(THREADS, VECTOR, UNROLL)
     m = tl.full([THREADS], float("-inf"), acc)
     rest = tl.zeros([THREADS], acc)
     moment = tl.zeros([THREADS], acc)
