@@ -2,6 +2,7 @@
 #
 #   make train      softmax regression on Fashion-MNIST, through the fused op       ARGS="--epochs 3"
 #   make test       every test; with a GPU, the kernels on it as well               ARGS="-k softmax"
+#   make bench      this machine measured, beside PyTorch and who else is installed  ARGS="cpu --widths 10,1000"
 #
 # They make .venv and install into it first. PYTHON=/path/to/python3.12 chooses the Python, and TORCH_INDEX=URL the
 # package index of torch: unless there is a GPU, PyTorch's own CPU index is asked first, which saves gigabytes.
@@ -26,7 +27,8 @@ test: $(INSTALLED)
 	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
 
 bench: $(INSTALLED)
-	$(RUN) -m pytest bench/test_xent.py --benchmark-columns=median,iqr,rounds --benchmark-group-by=group $(ARGS)
+	$(RUN) -m pytest bench/test_xent.py bench/test_launch.py -q --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
+	$(RUN) -m bench $(ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -46,6 +46,12 @@ class Case(NamedTuple):
         return " ".join(named)
 
 
+READS = {  # of a matrix, where it is not 1
+    "streaming.step_kernel": 2,
+    "softmax.backward_kernel": 2,
+    "softmax.stream_forward_kernel": 2,
+    "softmax.stream_backward_kernel": 4,
+}
 BRIEF = {
     "float32": (10, 100, 1000, 1001, 32768, 131072),
     "bfloat16": (10, 1001, 32768, 50257, 65536, 131072),
@@ -79,7 +85,9 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
             if n_cols in few:
                 yield Case(dtype, n_cols, {"n_rows": 256})
             if n_cols == 1000 or (not brief and n_cols in (10, 50257)):
-                for op in ("soft_target", "softmax", "log_softmax"):
+                yield Case(dtype, n_cols, {"op": "soft_target"})
+            if n_cols in (10, 1000, 1001, 32768, 50257, 131072) or (not brief and n_cols > 32):
+                for op in ("softmax", "log_softmax"):
                     yield Case(dtype, n_cols, {"op": op})
 
 
@@ -141,20 +149,21 @@ def resident_warps(registers: int, warps: int) -> int:
 
 
 def per_value(row: dict[str, Any]) -> float | None:
-    """Instructions for each value of a row; None for kernels that do not go through rows of class indices."""
+    """Instructions for each value of a row; None for kernels of probabilities, and of no rows."""
     constants, threads, n_cols = row["constants"], row["threads"], row["n_cols"]
     module = row["kernel"].split(".")[0]
-    if module == "few_classes":
+    if "ROWS" in constants:
         return float(row["instructions"] * threads / (constants["ROWS"] * n_cols))
-    if module == "whole_row":
-        return float(row["instructions"] * threads * constants["num_ctas"] / (constants["BLOCK_M"] * n_cols))
+    if module == "whole_row" or (module == "softmax" and "BLOCK_M" in constants):
+        return float(row["instructions"] * threads * constants.get("num_ctas", 1) / (constants["BLOCK_M"] * n_cols))
     if module == "packed_row":
         return float(row["instructions"] * threads / n_cols)
     if row["kernel"] == "streaming.backward_kernel":
         return float(row["instructions"] * threads / constants["BLOCK"])
-    if module == "streaming":
+    if module in ("streaming", "softmax"):
         values = constants["THREADS"] * constants["VECTOR"]
-        values = constants["UNROLL"] * values, 4 * values  # of the sums' loop, and the gradient's
+        at_once = 2 if row["kernel"] == "softmax.stream_backward_kernel" else 4
+        values = constants["UNROLL"] * values, at_once * values  # of the sums' loop, and of what is written
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
 
@@ -172,10 +181,10 @@ def narrow(row: dict[str, Any]) -> bool:
     if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
         return False
     singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
-    if odd and row["kernel"].startswith("streaming"):  # summed value by value: their bits must not depend on alignment
+    if odd and "stream" in row["kernel"]:  # summed value by value: their bits must not depend on alignment
         singles = 0, singles[1]
     return bool(
-        row["wide_loads"] == 0 or 0 < row["wide_stores"] < row["wide_loads"] // 4 or singles[0] > 20 or singles[1] > 6
+        row["wide_loads"] == 0 or 0 < row["wide_stores"] < row["wide_loads"] // 6 or singles[0] > 20 or singles[1] > 6
     )
 
 
@@ -193,7 +202,7 @@ def over_budget(row: dict[str, Any]) -> bool:
     if more or constants.get("ODD") or constants.get("GRANULE", 1) == 1:
         return False
     itemsize = 4 if row["dtype"] == "float32" else 2
-    reads = 2 if row["kernel"] == "streaming.step_kernel" else 1
+    reads = READS.get(row["kernel"], 1)
     writes = 0 if row["wide_stores"] == 0 else 1
     return bool(row["per_value"] > 7.8 * itemsize * (reads + writes))
 

@@ -1,53 +1,43 @@
-"""A training step of the loss, forward and backward: ours beside eager PyTorch, on the GPU if there is one.
+"""A training step of the loss by pytest-benchmark: ours beside eager PyTorch, on the GPU if there is one.
 
-`make bench`, or pytest bench/test_xent.py. Each contender must give the right loss and gradient first, and leave the
-logits alone. Read the figures of a group against each other: another run, or another machine, is another matter.
-`gb_per_s` counts what a step must move: the logits read once and their gradient written once.
+    make bench
+    pytest bench/test_xent.py --benchmark-autosave, and later --benchmark-compare --benchmark-compare-fail=median:10%
+
+Each contender must be right first (bench/correctness.py). Read the figures of a group against each other: another run,
+or another machine, is another matter. `gb_per_s` is of the bytes that a step must move (bench/cases.py).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from softxent import fused_softmax_xent
+from bench import contenders
+from bench.cases import DTYPES, SMALL, Case, inputs
+from bench.correctness import check
+from bench.machine import here
+from bench.work import Work
 
-CONTENDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"softxent": fused_softmax_xent, "eager": F.cross_entropy}
-SHAPES = {"fashion-mnist": (256, 10), "imagenet": (1024, 1000), "llm": (256, 50257)}
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def step(op: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    loss = op(logits, target)
-    (grad,) = torch.autograd.grad(loss, logits)
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return loss, grad
+SHAPES = (*SMALL, (256, 50257))
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_step(benchmark: Any, shape: str, dtype: torch.dtype, contender: str) -> None:
-    n_rows, n_cols = SHAPES[shape]
-    op = CONTENDERS[contender]
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(n_rows, n_cols, generator=generator).mul(3).to(DEVICE, dtype).requires_grad_()
-    target = torch.randint(n_cols, (n_rows,), generator=generator).to(DEVICE)
+@pytest.mark.parametrize("name", ["softxent", "softxent-inplace", "eager"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step(benchmark: Any, shape: tuple[int, int], dtype: str, name: str) -> None:
+    machine = here()
+    case = Case("cross_entropy", *shape, dtype, "step")
+    work = Work(contenders.load(name, machine.device.type), case)
+    given = inputs(case, machine.device, 0)
+    found = check({name: work}, case, given, [1, 2])[name]
+    assert not isinstance(found, str), found
 
-    before = logits.detach().clone()
-    loss, grad = step(op, logits, target)
-    exact, exact_grad = step(F.cross_entropy, before.double().requires_grad_(), target)
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7}[dtype]
-    torch.testing.assert_close(loss.double(), exact, rtol=tolerance, atol=0)
-    torch.testing.assert_close(grad.double(), exact_grad, rtol=0, atol=tolerance * exact_grad.abs().max().item())
-    assert torch.equal(logits, before), "the contender wrote over its input"
+    def step() -> None:
+        work.once(given)
+        machine.synchronize()
 
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
-    benchmark.group = f"{name}, {n_rows} x {n_cols} {str(dtype).removeprefix('torch.')}"
-    benchmark(step, op, logits, target)
-    bytes_moved = 2 * n_rows * n_cols * dtype.itemsize
-    benchmark.extra_info |= {"gb_per_s": bytes_moved / benchmark.stats["median"] / 1e9, "torch": torch.__version__}
+    device = torch.cuda.get_device_name() if machine.device.type == "cuda" else "CPU"
+    benchmark.group = f"{device}, {shape[0]} x {shape[1]} {dtype}"
+    benchmark(step)
+    rate = case.least_bytes / benchmark.stats["median"] / 1e9
+    benchmark.extra_info |= {"gb_per_s": rate, "torch": torch.__version__, **found}

@@ -2,9 +2,10 @@
 
 The kernels run in Triton's interpreter, where each active lane of a load or store is counted, as often as it happens;
 nothing is timed, and no GPU is needed. What a narrow or strided access moves besides is not seen. Of eager PyTorch the
-inputs and outputs of each operation are counted, once each, which is the least that its kernels can move. Liger's
-kernels are counted as ours, where they are installed (pip install --no-deps liger-kernel). A step must read the logits
-once and write their gradient once: 2.0. Scaled: the incoming gradient is not 1.
+inputs and outputs of each operation are counted, once each, which is the least that its kernels can move. Of peers
+(requirements/bench.txt) whose kernels are Triton's both are counted: their kernels as ours, and their operations, in
+tensors as large as the logits; each is checked against PyTorch first. A step must read the logits once and write their
+gradient once: 2.0. Scaled: the incoming gradient is not 1.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-    for folder in ("kernels", "tests"):
+    for folder in ("kernels", "tests", "."):
         sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 import numpy as np
@@ -26,12 +27,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from bench import contenders, pretend
+from bench.cases import Case, inputs
+from bench.contenders import Contender, Unsupported
+from bench.correctness import LOSS, check
+from bench.work import Work
+
 
 @dataclass
 class Launch:
     kernel: str
     loaded: dict[str, int] = field(default_factory=dict)  # bytes, by the name of the kernel's argument
     stored: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # of the arguments' memory
+
+    def moved(self, least: int) -> int:
+        """Bytes of arguments of at least that size, loaded and stored."""
+        large = [name for name, size in self.sizes.items() if size >= least]
+        return sum(moved.get(name, 0) for name in large for moved in (self.loaded, self.stored))
 
 
 @contextlib.contextmanager
@@ -70,6 +83,7 @@ def counted() -> Iterator[list[Launch]]:
                 if any(low == storage.data_ptr() for _, low, _ in regions):  # written in place
                     continue
                 regions.append((name, storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+                launches[-1].sizes[name] = storage.nbytes()
         with _disable_current_modes():  # the interpreter works with torch itself
             return call(self, *args, **kwargs)
 
@@ -107,8 +121,9 @@ class Operations(TorchDispatchMode):
 
     HARDLY_READ = ("nll_loss_forward", 0), ("nll_loss_backward", 1)  # of which argument a value a row is read, or none
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 0) -> None:
         super().__init__()
+        self.least = least  # bytes of a tensor that is counted
         self.names: list[str] = []
         self.bytes = 0
         self.allocated = 0
@@ -122,7 +137,8 @@ class Operations(TorchDispatchMode):
         if name not in self.WITHOUT_WORK:
             self.names.append(name)
             read = [x for i, x in enumerate(args) if (name, i) not in self.HARDLY_READ]
-            self.bytes += sum({x.data_ptr(): x.numel() * x.itemsize for x in _tensors((read, kwargs, out))}.values())
+            sizes = {x.data_ptr(): x.numel() * x.itemsize for x in _tensors((read, kwargs, out))}
+            self.bytes += sum(size for size in sizes.values() if size >= self.least)
         return out
 
 
@@ -173,21 +189,36 @@ def eager(n_rows: int, n_cols: int, dtype: torch.dtype, **options: Any) -> float
     return float(operations.bytes / (logits.numel() * logits.itemsize))
 
 
-def liger(n_rows: int, n_cols: int, dtype: torch.dtype, reduction: str, dloss: float) -> str:
-    """B of a step by Liger's kernels, which write the gradient over the logits."""
+def moved_by(contender: Contender, case: Case, on_gpu: bool) -> str:
+    """B that a contender's kernels and operations move, or why it cannot be said."""
+    case = case._replace(n_rows=min(case.n_rows, ROWS))
     try:
-        from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
-    except ImportError:
-        return "not installed"
-    logits, target = example(n_rows, n_cols, dtype)
-    copy = logits * 1
-    with counted() as launches:
-        step(LigerCrossEntropyFunction.apply, copy, target, None, -100, 0.0, 0.0, reduction, dloss=dloss)
-    matrix = ("X_ptr", "dX_ptr")  # the names of its arguments
-    total = sum(
-        moved.get(name, 0) for launch in launches for moved in (launch.loaded, launch.stored) for name in matrix
-    )
-    return f"{total / (logits.numel() * logits.itemsize):.2f}"
+        with pretend.gpu() if on_gpu else contextlib.nullcontext():
+            work = Work(contender, case)
+            made = inputs(case, torch.device("cpu"), seed=0)
+            if on_gpu and case.torch_dtype in LOSS:
+                wrong = check({contender.name: work}, case, made, [1])[contender.name]
+                if isinstance(wrong, str):
+                    return wrong
+            with Operations(case.matrix_bytes) as operations, counted() as launches:
+                work.once(made)
+    except Unsupported as error:
+        return str(error)
+    moved = operations.bytes + sum(launch.moved(case.matrix_bytes) for launch in launches)
+    return f"{moved / case.matrix_bytes:.2f}"
+
+
+ROWS = 8  # of a contender's case: its kernels' programs have a row each
+SHAPES = (
+    *((256, 10), (1024, 10), (512, 100), (64, 1000), (8, 32000)),
+    *((4, 50257), (4, 128256), (4, 151936), (2, 262144)),
+)
+MODES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "mean, in place": {"inplace": True},
+    "mean, scaled": {"dloss": 0.5},
+    "none": {"reduction": "none"},
+}
 
 
 def main() -> None:
@@ -198,43 +229,57 @@ def main() -> None:
 
     interpreter.install()
     dispatch.INTERPRET = True
-    print(f"torch {torch.__version__}, triton {triton.__version__}, in Triton's interpreter\n")
-    columns = "n_rows x n_cols | dtype | mode | kernels | logits read | gradient written | step | eager PyTorch | Liger"
-    print(f"| {columns} | allocated |")
-    print("|---|---|---|---|---:|---:|---:|---:|---:|---:|")
-    shapes = ((256, 10), (1024, 10), (512, 100), (64, 1000), (8, 32000))
-    wide = ((4, 50257), (4, 128256), (4, 151936), (2, 262144))
-    modes: dict[str, dict[str, Any]] = {
-        "mean": {},
-        "mean, in place": {"inplace": True},
-        "mean, scaled": {"dloss": 0.5},
-        "none": {"reduction": "none"},
-    }
-    for n_rows, n_cols in shapes + wide:
+    found, reasons = pretend.peers("cross_entropy")
+    softmaxes, softmax_reasons = pretend.peers("softmax")
+    print(f"torch {torch.__version__.split('+')[0]}, triton {triton.__version__}, in Triton's interpreter\n")
+    print(*pretend.versions(found | softmaxes, reasons | softmax_reasons), sep="\n")
+    for title, lines in (("Cross-entropy", cross_entropy(found)), ("Softmax", softmax(softmaxes))):
+        print(f"\n## {title}\n")
+        for line in lines:
+            print(line, flush=True)
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def cross_entropy(found: dict[str, Contender]) -> Iterator[str]:
+    yield row(
+        *("n_rows x n_cols", "dtype", "mode", "kernels", "logits read", "gradient written", "step"),
+        *("allocated", "eager PyTorch", *found),
+    )
+    yield "|---|---|---|---|" + "---:|" * (5 + len(found))
+    for n_rows, n_cols in SHAPES:
         for dtype in (torch.bfloat16, torch.float32, torch.float16):
-            for mode, options in modes.items():
+            for mode, options in MODES.items():
                 if dtype == torch.float16 and mode != "mean":
                     continue
                 moved = ours(n_rows, n_cols, dtype, **options)
-                reduction = options.get("reduction", "mean")
-                dloss = options.get("dloss", 1.0)
-                peers = (
-                    eager(n_rows, n_cols, dtype, reduction=reduction, dloss=dloss),
-                    liger(n_rows, n_cols, dtype, reduction, dloss),
+                name = str(dtype).removeprefix("torch.")
+                eagerly = eager(n_rows, n_cols, dtype, **{k: v for k, v in options.items() if k != "inplace"})
+                kind = {"mean": "mean", "mean, scaled": "scaled"}.get(mode)
+                case = Case("cross_entropy", n_rows, n_cols, name, "step", kind or "")
+                yield row(
+                    *(f"{n_rows} x {n_cols}", name, mode, ", ".join(moved.kernels)),
+                    *(f"{x:.2f}" for x in (moved.loaded, moved.stored, moved.loaded + moved.stored)),
+                    *(f"{moved.allocated:.2f}", f"{eagerly:.2f}"),
+                    *(moved_by(one, case, on_gpu=True) if kind else "" for one in found.values()),
                 )
-                cells = (
-                    f"{n_rows} x {n_cols}",
-                    str(dtype).removeprefix("torch."),
-                    mode,
-                    ", ".join(moved.kernels),
-                    f"{moved.loaded:.2f}",
-                    f"{moved.stored:.2f}",
-                    f"{moved.loaded + moved.stored:.2f}",
-                    f"{peers[0]:.2f}",
-                    peers[1],
-                    f"{moved.allocated:.2f}",
+
+
+def softmax(found: dict[str, Contender]) -> Iterator[str]:
+    here = [contenders.load(name, "cpu") for name in ("softxent-softmax", "eager-softmax")]
+    yield row("n_rows x n_cols", "dtype", "mode", "least", "softxent", "eager PyTorch", *found)
+    yield "|---|---|---|" + "---:|" * (3 + len(found))
+    for n_rows, n_cols in (shape for shape in SHAPES if shape[1] <= 65536):
+        for dtype in ("bfloat16", "float32"):
+            for mode in ("forward", "step"):
+                case = Case("softmax", n_rows, n_cols, dtype, mode)
+                yield row(
+                    *(f"{n_rows} x {n_cols}", dtype, mode, f"{case.least_bytes / case.matrix_bytes:.2f}"),
+                    *(moved_by(one, case, on_gpu=False) for one in here),
+                    *(moved_by(one, case, on_gpu=True) for one in found.values()),
                 )
-                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

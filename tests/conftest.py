@@ -6,6 +6,7 @@ Without a GPU the kernels run in Triton's interpreter. `pytest --device cuda` ru
 import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: their threads would wait for each other's cores
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 PATHS = ("torch", "kernels")
+HYPOTHESIS = find_spec("hypothesis") is not None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the kernels run")
+    parser.addoption("--shard", metavar="I/N", help="every N-th test, from the I-th: several processes share the work")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +37,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if _runs_kernels(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+    if shard := config.getoption("--shard"):
+        i, of = map(int, shard.split("/"))
+        config.hook.pytest_deselected(items=[item for n, item in enumerate(items) if n % of != i])
+        items[:] = items[i::of]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """On the GPU only files that run kernels there: others may need what is not installed beside it."""
+    if config.getoption("--device") == "cpu" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    return "device: torch.device" not in text or ("from hypothesis" in text and not HYPOTHESIS) or None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if HYPOTHESIS else "hypothesis is not installed: on a GPU test_properties.py is left out"
 
 
 def _runs_kernels(item: Any) -> bool:

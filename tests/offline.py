@@ -86,7 +86,7 @@ class Offline:
         self.compiled: list[Compiled] = []
         self.run, self.active, self.interpret = JITFunction.run, driver._active, dispatch.INTERPRET
         driver.set_active(_Driver(self.target))
-        dispatch.kernel_module("row_loss")._device.cache_clear()
+        dispatch.kernel_module("row_loss").device.cache_clear()
         dispatch.INTERPRET = True  # send CPU tensors to the kernels, which are real ones in this process
 
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:

@@ -1,5 +1,8 @@
 """Rows held by a cluster of programs, which is off by default: its arithmetic, and what it moves."""
 
+from importlib.metadata import version
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -7,7 +10,13 @@ from bench.traffic import counted, step
 from softxent import fused_softmax_xent, launch
 from test_functional import check, make
 
-pytestmark = pytest.mark.parametrize("path", ["kernels"], indirect=True)
+TRITON = tuple(int(part) for part in version("triton").split(".")[:2]) if find_spec("triton") else (0, 0)
+pytestmark = [
+    pytest.mark.parametrize("path", ["kernels"], indirect=True),
+    pytest.mark.skipif(
+        f"config.getoption('--device') != 'cpu' and {TRITON} < (3, 8)", reason="Triton 3.8 is the first with clusters"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -32,8 +32,7 @@ KERNELS = {
     "mean.scale_kernel",
     "soft_target.forward_kernel",
     "soft_target.backward_kernel",
-    "softmax.forward_kernel",
-    "softmax.backward_kernel",
+    *(f"softmax.{rows}{way}_kernel" for rows in ("", "few_", "stream_") for way in ("forward", "backward")),
 }
 
 pytestmark = pytest.mark.skipif(

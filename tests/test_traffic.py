@@ -1,5 +1,6 @@
 """What a training step reads and writes, counted in Triton's interpreter, and how many launches it takes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.traffic import Launch, Operations, counted, example, step
-from softxent import fused_softmax_xent, launch
+from softxent import fused_softmax_xent, launch, log_softmax, softmax
 
 pytestmark = [
     pytest.mark.parametrize("path", ["kernels"], indirect=True),
@@ -189,3 +190,39 @@ def test_launches_of_a_step(
         torch.autograd.grad(fused_softmax_xent(logits, target, **options), logits, dloss)
     of_torch = [name for name in operations.names if name != "fill_"]  # with NaN: conftest's
     assert len(launches) + len(of_torch) <= most, (launches, of_torch)
+
+
+def moved_by(op: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, float]:
+    """Multiples of B that forward and backward load and store, of matrices, which is all that they have."""
+    matrix = z.numel() * z.itemsize
+    with counted() as launches:
+        out = op(z)
+        forward = len(launches)
+        torch.autograd.grad(out, z, z.detach().clone())
+    moved = [sum(one.loaded.values()) + sum(one.stored.values()) for one in launches]
+    assert [forward, len(moved)] == [1, 2]
+    return moved[0] / matrix, moved[1] / matrix
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*HELD[:2], (40, 101), (9, 1000), (9, 1001), (3, 4096), (3, 16000)], ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_softmax_reads_and_writes_each_matrix_once(
+    path: str, dtype: torch.dtype, shape: tuple[int, int], padded: bool, op: Callable[[Tensor], Tensor]
+) -> None:
+    if dtype == torch.float64 and shape[1] > launch.WHOLE[8][-1][0]:
+        pytest.skip("streamed")
+    z, _ = example(*shape, dtype, shape[1] + 3 if padded else None)
+    assert moved_by(op, z) == (2, 3)
+
+
+def test_softmax_of_rows_that_no_program_holds_reads_them_twice(path: str) -> None:
+    for n_cols in (32000, 32001):
+        for dtype in (torch.bfloat16, torch.float32):
+            z, _ = example(2, n_cols, dtype)
+            assert moved_by(softmax, z) == (2, 5) and moved_by(log_softmax, z) == (2, 4)
+    for dtype, n_cols in ((torch.bfloat16, 50257), (torch.float32, 50304), (torch.float64, 4097)):
+        z, _ = example(2, n_cols, dtype)
+        assert moved_by(softmax, z) == (3, 5)
+        assert moved_by(log_softmax, z) == (3, 4)

@@ -1,0 +1,45 @@
+"""torch.compile of F.cross_entropy: all of it one graph, for one shape (dynamic=False), and its backward too.
+
+The function is compiled; autograd through it runs the backward that AOTAutograd made of the same graph. Inductor's
+defaults. On a CPU it writes C++, on a GPU Triton.
+"""
+
+import os
+import shutil
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench.cases import Case
+from bench.contenders import Contender, Function, Unavailable
+from bench.contenders.ours import options_of
+
+
+def load(name: str, device_type: str) -> Contender:
+    need_compiler(device_type)
+    return Contender(name, "cross_entropy", torch.__version__, make)
+
+
+def make(case: Case) -> Function:
+    options = options_of(case)
+    return compile_anew(lambda logits, target: F.cross_entropy(logits, target, **options))
+
+
+def need_compiler(device_type: str) -> None:
+    """What Inductor hands its code to."""
+    compiler = os.environ.get("CXX", "g++")
+    if device_type == "cpu" and shutil.which(compiler) is None:
+        raise Unavailable(f"no C++ compiler ({compiler})")
+    if device_type != "cpu" and find_spec("triton") is None:
+        raise Unavailable("Triton is not installed")
+
+
+def compile_anew(function: Function) -> Function:
+    """Compiled, and what was compiled before forgotten: a line of code may have only so many versions."""
+    torch.compiler.reset()
+    # What it finds by timing is not kept: `python -m bench gpu` compiles in several processes, who disturb each other.
+    alone: dict[str, Any] = {"autotune_local_cache": False}
+    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=alone)
+    return compiled

@@ -1,0 +1,164 @@
+"""Results on disk: one JSON file, with the version of its schema, that is read back or refused with one clear line.
+
+schema         SCHEMA
+device         the name of what was measured; `rehearsed` where a CPU stood in for a GPU
+environment    hardware, driver, clocks before and after, versions, seed, command line, git commit
+contenders     name -> {"version", "overwrites": what it writes its result over, if it does} or {"unavailable": why}
+ceilings       name -> bytes a second, measured in the same run: "copy" reads and writes
+measurements   one for each case and contender:
+    case           op, n_rows, n_cols, dtype, mode, kind (bench/cases.py)
+    contender
+    error          what is wrong with its results, or what it does not do; then there is no time
+    errors         largest errors against float64: loss (relative), gradient (over its largest value)
+    seconds        method -> seconds of one call, turn by turn; turn i of all contenders of a case ran together
+    not_captured   why there is no CUDA graph
+    peak_bytes     allocated during a call, beyond its inputs
+    first_seconds  the first call in the process: compiling, or reading what was compiled before
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from bench.cases import Case
+
+SCHEMA = 1
+EAGER = {"cross_entropy": "eager", "softmax": "eager-softmax"}  # by op
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used; the message is one clear line. The command ends with 2."""
+
+
+@dataclass
+class Measurement:
+    case: Case
+    contender: str
+    error: str | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    not_captured: str | None = None
+    peak_bytes: int | None = None
+    first_seconds: float | None = None
+
+    @property
+    def method(self) -> str | None:
+        """The figure that is shown: the kernels' where there is one."""
+        return next((name for name in ("graph", "calls") if self.seconds.get(name)), None)
+
+    @property
+    def least_bytes(self) -> int:
+        """What has to be moved; of the copy, which is no contender: what it reads and writes."""
+        return 2 * self.case.matrix_bytes if self.contender == "copy" else self.case.least_bytes
+
+    def turns(self, method: str | None = None) -> list[float]:
+        return self.seconds.get(method or self.method or "", [])
+
+    def median(self, method: str | None = None) -> float | None:
+        turns = self.turns(method)
+        return median(turns) if turns else None
+
+    def quartiles(self, method: str | None = None) -> tuple[float, float]:
+        low, _, high = quantiles(self.turns(method), n=4)
+        return low, high
+
+
+@dataclass
+class Results:
+    device: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    contenders: dict[str, dict[str, str]] = field(default_factory=dict)
+    ceilings: dict[str, float] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    rehearsed: bool = False
+    schema: int = SCHEMA
+
+    def cases(self) -> list[Case]:
+        return list(dict.fromkeys(one.case for one in self.measurements))
+
+    def of(self, case: Case) -> dict[str, Measurement]:
+        return {one.contender: one for one in self.measurements if one.case == case}
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether only ratios mean anything."""
+        return self.device == "CPU" or self.rehearsed
+
+    def reference(self, case: Case) -> str:
+        """Who is timed in the same turns, whatever else there is, and is the measure of the others."""
+        return EAGER[case.op] if self.on_cpu else "copy"
+
+    def ratios(self, one: Measurement, method: str | None = None) -> list[float]:
+        """Its time over the reference's of the same turn, turn by turn; none where either has no time."""
+        method = method or one.method
+        reference = self.of(one.case).get(self.reference(one.case))
+        if reference is None or method is None or not reference.turns(method):
+            return []
+        return [ours / other for ours, other in zip(one.turns(method), reference.turns(method), strict=True)]
+
+    def share_of_copy(self, one: Measurement, method: str | None = None) -> float | None:
+        """The least bytes of the case over its time, as a share of the copy's bytes a second."""
+        taken = one.median(method)
+        if one.case.mode == "backward":  # where a gradient was made in forward it is only handed over
+            return None
+        return None if taken is None or "copy" not in self.ceilings else one.least_bytes / taken / self.ceilings["copy"]
+
+
+def save(results: Results, path: Path) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    content = asdict(results)
+    for one in content["measurements"]:
+        one["case"] = one["case"]._asdict()
+        one["seconds"] = {name: [float(f"{t:.5g}") for t in turns] for name, turns in one["seconds"].items()}
+    partial.write_text("".join(_lines(content)))
+    os.replace(partial, path)
+
+
+def _lines(content: dict[str, Any]) -> Iterator[str]:
+    """One measurement a line: a file that `git diff` can show."""
+    measurements = content.pop("measurements")
+    yield json.dumps(content, indent=1)[:-2] + ',\n "measurements": [\n'
+    yield ",\n".join("  " + json.dumps(one) for one in measurements)
+    yield "\n ]\n}\n"
+
+
+def load(path: Path) -> Results:
+    """Raises BadInput where there is no such file, or it is not of this schema."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        what = "is no results file of this suite" if schema is None else f"has schema {schema}"
+        raise BadInput(f"{path} {what}; this suite reads schema {SCHEMA}")
+    try:
+        names = {one.name for one in fields(Measurement)}
+        content["measurements"] = [
+            Measurement(**{**{key: one[key] for key in names}, "case": Case(**one["case"])})
+            for one in content["measurements"]
+        ]
+        _check_times(content["measurements"])
+        return Results(**content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _check_times(measurements: list[Measurement]) -> None:
+    """What is divided, turn by turn."""
+    turns: dict[tuple[Case, str], int] = {}
+    for one in measurements:
+        for method, times in one.seconds.items():
+            if not all(isinstance(t, int | float) and 0 < t < math.inf for t in times):
+                raise ValueError(f"times of {one.contender} at {one.case} are not positive numbers")
+            if turns.setdefault((one.case, method), len(times)) != len(times):
+                raise ValueError(f"{one.contender} has other turns than the others at {one.case}")

@@ -1,0 +1,274 @@
+"""All cases, all contenders: correct first, then timed, correct again, and written down after each case."""
+
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import softxent
+from bench import contenders, results
+from bench.cases import Case, Inputs, inputs
+from bench.contenders import Contender, Unavailable, Unsupported
+from bench.correctness import check, in_words
+from bench.machine import Machine
+from bench.results import Measurement, Results
+from bench.timing import Timed, contest, sets_of
+from bench.work import Run, Work
+
+CEILING_BYTES = 1 << 30  # of the copy that is the machine's limit; less on a CPU
+SEED = 0
+LOST = "the device was lost"
+DOES_NOT = "does not do it"  # an option that a contender has not, which is no mistake
+
+
+def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callable[[str], None]) -> Results:
+    """Results to fill: those of an earlier run of the same code on the same device, or new ones."""
+    device = machine.name
+    now = environment(machine)
+    found = Results(device, now, rehearsed=machine.rehearsed)
+    if path is not None and path.exists():
+        old = results.load(path)
+        was = {key: old.environment.get(key) for key in ("sources", "torch", "triton")}
+        if (old.device, was) == (device, {key: now[key] for key in was}):
+            say(f"going on with {path}: {len(old.measurements)} figures are there")
+            found = old
+            found.environment["gone_on_with"] = [*found.environment.get("gone_on_with", []), now["before"]]
+        else:
+            say(f"{path} is of another device or code ({old.device}, {old.environment.get('commit')}): begun anew")
+    for name in names:
+        try:
+            one = contenders.load(name, machine.device.type)
+            overwrites = {"overwrites": "the logits"} if one.overwrites else {}
+            found.contenders[name] = {"version": one.version} | overwrites
+        except Unavailable as error:
+            found.contenders[name] = {"unavailable": str(error)}
+    for name, entry in found.contenders.items():
+        say(f"{name:20s} {entry.get('version') or entry['unavailable']}")
+    return found
+
+
+def run(
+    cases: Iterable[Case],
+    machine: Machine,
+    found: Results,
+    path: Path | None,
+    seconds: float,
+    say: Callable[[str], None],
+    deadline: float = float("inf"),
+    first: Mapping[tuple[str, str], float] | None = None,
+) -> list[Case]:
+    """Fills `found`, and the file at `path`, case by case. The cases that were left when the time was up.
+
+    `first`: seconds of first calls that were made before, in processes of their own, by case and contender. Raises
+    Lost where the device no longer answers; what was measured is in the file, with who was at work then.
+    """
+    available = load_all(found, machine)
+    measure_ceiling(machine, found)
+    left = []
+    for case in cases:
+        done = found.of(case)
+        lost = {name: one for name, one in done.items() if one.error and one.error.startswith(LOST)}
+        todo = {name: one for name, one in available.items() if one.op == case.op and name not in lost}
+        if all(name in done for name in todo):
+            continue
+        if time.monotonic() > deadline:
+            left.append(case)
+            continue
+        found.measurements = [one for one in found.measurements if one.case != case]
+        measured = list(lost.values())
+        try:
+            measured += measure(case, todo, machine, seconds)
+        except Lost as error:
+            found.measurements += [*measured, error.measurement]
+            if path is not None:
+                results.save(found, path)
+            raise
+        except Exception as error:  # nobody's in particular: no memory, say
+            measured += [Measurement(case, name, error=in_words(error)) for name in todo]
+        machine.free()
+        if first is not None:
+            for one in measured:
+                one.first_seconds = first.get((str(case), one.contender))
+        found.measurements += measured
+        say(line(case, measured, found))
+        if path is not None:
+            results.save(found, path)
+    measure_ceiling(machine, found)
+    found.environment["after"] = machine.describe()
+    if path is not None:
+        results.save(found, path)
+    return left
+
+
+class Lost(Exception):
+    """The device no longer answers: this process can only end. `measurement` has who was at work."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        super().__init__(f"{measurement.contender} at {measurement.case}: {measurement.error}")
+        self.measurement = measurement
+
+
+def still_there(machine: Machine, case: Case, name: str) -> None:
+    """Raises Lost where an error has taken the device along."""
+    try:
+        machine.synchronize()
+    except Exception as error:
+        raise Lost(Measurement(case, name, error=f"{LOST}: {in_words(error)}")) from error
+
+
+def load_all(found: Results, machine: Machine) -> dict[str, Contender]:
+    names = [name for name, entry in found.contenders.items() if "version" in entry]
+    return {name: contenders.load(name, machine.device.type) for name in names}
+
+
+def first_call(case: Case, contender: Contender, machine: Machine) -> float | None:
+    """Seconds; None if it fails, which the suite finds again and says."""
+    try:
+        work = Work(contender, case)
+        one = inputs(case, machine.device, SEED)
+        return machine.seconds(partial(work.once, one))
+    except Exception:
+        return None
+
+
+def measure(case: Case, todo: dict[str, Contender], machine: Machine, seconds: float) -> list[Measurement]:
+    """One case. A contender that is wrong, before or after, has an error and no time."""
+    measured = {name: Measurement(case, name) for name in todo}
+    works: dict[str, Work] = {}
+    sets = [inputs(case, machine.device, SEED + i) for i in range(sets_of(machine, case.matrix_bytes))]
+    given = sets[0].logits.detach().clone()
+    for name, contender in todo.items():
+        try:
+            works[name] = Work(contender, case)
+            measured[name].first_seconds = machine.seconds(partial(works[name].once, sets[0]))
+        except Unsupported as error:
+            measured[name].error = f"{DOES_NOT}: {error}"
+        except Exception as error:  # the contender's own
+            measured[name].error = in_words(error)
+        still_there(machine, case, name)
+        with torch.no_grad():
+            sets[0].logits.copy_(given)
+    refuse(works, measured)
+
+    def checked(seeds: list[int]) -> None:
+        for name, errors in check(works, case, sets[0], seeds, partial(still_there, machine, case)).items():
+            if isinstance(errors, str):
+                measured[name].error = errors
+            else:
+                measured[name].errors = {k: max(v, measured[name].errors.get(k, 0.0)) for k, v in errors.items()}
+        refuse(works, measured)
+
+    checked([SEED + 1000, SEED + 1001])
+    timed: dict[str, Timed] = {}
+    if works:
+        other = torch.empty_like(given)
+
+        def copy() -> None:
+            for one in sets:
+                other.copy_(one.logits.detach())
+
+        timed = contest(works, sets, machine, seconds, copy)
+        for name, work in works.items():
+            measured[name].peak_bytes = peak_bytes(work, sets[0], machine)
+        checked([SEED + 2000])
+    for name in works:
+        measured[name].seconds, measured[name].not_captured = timed[name].seconds, timed[name].not_captured
+    if "copy" in timed:
+        measured["copy"] = Measurement(case, "copy", seconds=timed["copy"].seconds)
+    return list(measured.values())
+
+
+def refuse(works: dict[str, Work], measured: dict[str, Measurement]) -> None:
+    """No further work for those with an error."""
+    for name in [name for name in works if measured[name].error]:
+        del works[name]
+
+
+def peak_bytes(work: Work, one: Inputs, machine: Machine) -> int:
+    state = work.prepare(one)
+    return machine.peak_bytes(partial(work.run, state))
+
+
+def measure_ceiling(machine: Machine, found: Results) -> None:
+    """Bytes a second of a large copy (read and written), of reading, and of writing, at the start and at the end.
+
+    The better one is kept. Of random numbers: some memories move zeros faster. Clocks are read meanwhile.
+    """
+    gpu = machine.device.type == "cuda"
+    size = min(CEILING_BYTES, machine.memory_bytes // 8) if gpu else 1 << 26
+    source = torch.randn(size // 4, device=machine.device)
+    target = torch.empty_like(source)
+    copy, write = partial(target.copy_, source), partial(target.fill_, 1.0)
+    runs: dict[str, tuple[int, Run]] = {"copy": (2, copy), "read": (1, source.sum), "write": (1, write)}
+    for name, (passes, run) in runs.items():
+        run()
+        times = sorted(machine.seconds(run) for _ in range(20))
+        found.ceilings[name] = max(found.ceilings.get(name, 0.0), passes * size / times[len(times) // 2])
+    for _ in range(2000 if gpu else 0):
+        target.copy_(source)
+    found.environment["under_load"] = machine.describe()
+    machine.synchronize()
+
+
+def line(case: Case, measured: list[Measurement], found: Results) -> str:
+    """A case in a line, as it is done."""
+    base = next((one.median() for one in measured if one.contender.startswith("eager")), None)
+    cells = []
+    for one in measured:
+        taken = one.median()
+        if one.error:
+            cells.append(f"{one.contender}: {one.error}")
+        elif taken is not None and found.device != "CPU" and not found.rehearsed:
+            cells.append(f"{one.contender} {100 * (found.share_of_copy(one) or 0):.0f} %")
+        elif taken is not None and base is not None:
+            cells.append(f"{one.contender} {taken / base:.2f}")
+    return f"{case}: {', '.join(cells)}"
+
+
+def environment(machine: Machine) -> dict[str, object]:
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {
+        "softxent": softxent.__version__,
+        "commit": commit(),
+        "sources": sources(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "system": f"{platform.system()} {platform.machine()}",
+        "command": ["python", "-m", "bench", *sys.argv[1:]],
+        "seed": SEED,
+        "before": machine.describe(),
+    }
+
+
+def sources() -> str:
+    """A hash of the code that is measured, and of that which measures: results of other code are not gone on with."""
+    root, found = Path(__file__).parents[1], hashlib.sha256()
+    for folder in ("kernels", "bench", "tests"):
+        for path in sorted((root / folder).rglob("*.py")):
+            found.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """Of the checkout; with "+" where files have been changed since."""
+    here = Path(__file__).parents[1]
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,17 @@
+"""What the host does for a training step on a GPU, by pytest-benchmark, without one (bench/launch_cost.py)."""
+
+from typing import Any
+
+import pytest
+
+from bench.cases import Case
+from bench.launch_cost import SHAPE, steps
+
+
+@pytest.mark.parametrize("name", ["eager", "ours, no launch", "ours, up to the launch"])
+def test_launch(benchmark: Any, name: str) -> None:
+    with steps() as contenders:
+        benchmark.group = f"host, {SHAPE[0]} x {SHAPE[1]}"
+        benchmark(contenders[name])
+    case = Case("cross_entropy", *SHAPE, "float32", "step")
+    benchmark.extra_info["gb_per_s"] = case.least_bytes / benchmark.stats["median"] / 1e9

@@ -1,0 +1,96 @@
+"""The command line: one clear line and 2 for what cannot be used; a whole run on a CPU and on a rehearsed GPU."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.command import main
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+SMALL = [
+    "--contenders",
+    "softxent,eager",
+    "--widths",
+    "10",
+    "--dtypes",
+    "float32",
+    "--size",
+    "0.02",
+    "--seconds",
+    "0.02",
+]
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"schema": 99}))
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        (["cpu", "--contenders", "eager,vapour"], "unknown contender 'vapour'; there are softxent, "),
+        (["cpu", "--widths", "10,many"], "unknown width 'many'"),
+        (["cpu", "--widths", "0"], "unknown width '0'"),
+        (["cpu", "--dtypes", "int8"], "unknown dtype 'int8'"),
+        (["cpu", "--seconds", "-1"], "'-1' is not a positive number"),
+        (["cpu", "--out", tmp_path / "file"], "file cannot be written"),
+        (["compare", other, other], "has schema 99; this suite reads schema 1"),
+        (["compare", tmp_path / "none.json", other], "none.json: No such file"),
+        (["show", tmp_path / "file"], "is not JSON"),
+        (["gpu", "--out", tmp_path / "gpu"], "there is no GPU here"),
+        (["fly"], "invalid choice: 'fly'"),
+    ):
+        status, line = in_process(arguments)
+        assert status == 2, arguments
+        assert line.startswith("bench: ") and said in line and line.count("\n") == 1, line
+
+
+def in_process(arguments: Sequence[object]) -> tuple[int, str]:
+    """Exit status and stderr, without the seconds that an import of torch takes."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        return main(list(map(str, arguments))), said.getvalue()
+
+
+def test_a_cpu_is_measured_shown_and_compared(tmp_path: Path) -> None:
+    done = bench("cpu", "--out", tmp_path, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["device"] == "CPU" and content["environment"]["before"]["cpu"]
+    assert {one["contender"] for one in content["measurements"]} == {"softxent", "eager", "copy"}
+    assert all(one["error"] is None for one in content["measurements"])
+    table = (tmp_path / "table.md").read_text()
+    assert "256 x 10" in table
+    assert "table.md" in done.stdout
+    same = bench("compare", tmp_path / "results.json", tmp_path / "results.json")
+    assert same.returncode == 0, same.stdout + same.stderr
+
+
+def test_a_gpu_is_rehearsed_and_gone_on_with(tmp_path: Path) -> None:
+    """First with no time at all, then with enough: the second finds the first's files."""
+    rehearsal = ["gpu", "--rehearse", "--no-tests", "--parts", 2, "--out", tmp_path, *SMALL, "--minutes"]
+    done = bench(*rehearsal, 0.001)
+    summary = (tmp_path / "summary.md").read_text()
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "a rehearsal on a CPU" in summary
+    assert "0 cases measured" in summary and "run the same command again" in summary
+
+    done = bench(*rehearsal, 5)
+    summary = (tmp_path / "summary.md").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on with" in done.stdout and ", 0 left" in summary
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["rehearsed"] and content["ceilings"]["copy"] > 0
+    step = next(one for one in content["measurements"] if one["contender"] == "softxent")
+    assert set(step["seconds"]) == {"graph", "calls"} and step["first_seconds"] > 0
+    assert len(list(tmp_path.iterdir())) <= 8

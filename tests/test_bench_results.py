@@ -1,0 +1,78 @@
+"""Results on disk: what was saved is what is loaded, and a file is whole or not there."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench import results
+from bench.results import Results
+from made_results import CASES, made_results
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_saved_is_loaded(device: str, tmp_path: Path) -> None:
+    saved = made_results(0, device)
+    saved.measurements[0].not_captured = 'it is 12 µs | "quoted"\nand of two lines'
+    for one in saved.measurements:  # as many digits as are kept
+        one.seconds = {method: [float(f"{t:.5g}") for t in turns] for method, turns in one.seconds.items()}
+    results.save(saved, tmp_path / "new folder" / "results.json")
+    assert results.load(tmp_path / "new folder" / "results.json") == saved
+
+
+def test_times_keep_five_digits(tmp_path: Path) -> None:
+    saved = made_results(0)
+    results.save(saved, tmp_path / "results.json")
+    for one, other in zip(saved.measurements, results.load(tmp_path / "results.json").measurements, strict=True):
+        assert one.turns() == pytest.approx(other.turns(), rel=1e-4)
+
+
+def test_a_measurement_is_a_line(tmp_path: Path) -> None:
+    saved = made_results(0)
+    results.save(saved, tmp_path / "results.json")
+    lines = [line for line in (tmp_path / "results.json").read_text().splitlines() if '"contender"' in line]
+    assert len(lines) == len(saved.measurements)
+    assert json.loads(lines[0].rstrip(","))["contender"] == saved.measurements[0].contender
+
+
+def test_nothing_measured_is_saved_too(tmp_path: Path) -> None:
+    results.save(Results("CPU"), tmp_path / "results.json")
+    assert results.load(tmp_path / "results.json") == Results("CPU")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    results.save(made_results(0, cases=CASES[:1]), path)
+    before = path.read_text()
+
+    def half(self: Path, text: str) -> int:
+        with open(self, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            results.save(made_results(1), path)
+    assert path.read_text() == before
+    results.save(made_results(1), path)  # over what the interrupted one left
+    assert len(results.load(path).measurements) == len(made_results(1).measurements)
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_the_copy_is_a_share_of_itself() -> None:
+    """It reads and writes, whatever the case moves."""
+    found = made_results(0, "cuda")
+    for case in CASES:
+        one = found.of(case)["copy"]
+        taken = one.median()
+        assert taken is not None
+        assert found.share_of_copy(one) == pytest.approx(2 * case.matrix_bytes / taken / found.ceilings["copy"])
+
+
+def test_ratios_are_of_the_same_turn() -> None:
+    found = made_results(0)
+    one, eager = found.of(CASES[0])["softxent"], found.of(CASES[0])["eager"]
+    assert found.ratios(one)[3] == one.turns()[3] / eager.turns()[3]
+    assert found.ratios(one, "graph") == []
