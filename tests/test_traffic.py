@@ -205,14 +205,20 @@ def moved_by(op: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("op", [softmax, log_softmax])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [*HELD[:2], (40, 101), (9, 1000), (9, 1001), (3, 4096), (3, 16000)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (dtype, shape)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+        for shape in (*HELD[:2], (40, 101), (9, 1000), (9, 1001), (3, 4096), (3, 16000))
+        if dtype != torch.float64 or shape[1] <= launch.WHOLE[8][-1][0]
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("padded", [False, True])
 def test_softmax_reads_and_writes_each_matrix_once(
     path: str, dtype: torch.dtype, shape: tuple[int, int], padded: bool, op: Callable[[Tensor], Tensor]
 ) -> None:
-    if dtype == torch.float64 and shape[1] > launch.WHOLE[8][-1][0]:
-        pytest.skip("streamed")
     z, _ = example(*shape, dtype, shape[1] + 3 if padded else None)
     assert moved_by(op, z) == (2, 3)
 
