@@ -23,7 +23,8 @@ from bench.work import Result, Work, restore
 # Of the loss: relative. PyTorch's own, summed by one block in its dtype, is up to 2e-3 off in bfloat16.
 LOSS = {torch.float32: 1e-4, torch.bfloat16: 2**-6}
 # Of each column of the gradient: the norm of its error over its norm, so that a column left out is found in a wide row.
-COLUMN = 0.1
+# In a few rows rounding alone may come near, where a column's values cancel.
+COLUMN, ENOUGH_ROWS = 0.5, 16
 # Of the gradient, or of probabilities: their largest error over their largest value. PyTorch's own in float32, whose
 # sum of a long row drifts, is up to 2e-4 off at 262144 columns; in bfloat16 6e-3.
 MATRIX = {torch.float32: 5e-4, torch.bfloat16: 2**-6}
@@ -101,7 +102,7 @@ def largest_error(name: str, given: Tensor, right: Tensor, tolerance: float) -> 
         worst = max(worst, largest / scale if scale else 0.0)
         norms += torch.stack((off.square().sum(0), exact_part.square().sum(0)))
     bad = norms[0].sqrt() > COLUMN * norms[1].sqrt() + 1e-30
-    if bool(bad.any()):
+    if len(right) >= ENOUGH_ROWS and bool(bad.any()):
         col = int(bad.nonzero()[0, 0])
         raise Wrong(f"{name} in column {col} is off by {float((norms[0] / norms[1]).sqrt()[col]):.2g} of its norm")
     return worst
