@@ -18,8 +18,8 @@ class Work:
         state = work.prepare(inputs)     # the forward pass, where only backward is timed
         result = work.run(state)
 
-    `run` leaves nothing for later: what it returns is the result. A contender that overwrites the logits is given
-    `work.restore(inputs, copy)` before the next `prepare`.
+    `run` leaves nothing for later: what it returns is the result. Where a contender overwrites the logits, `restore`
+    comes before the next `prepare`.
     """
 
     def __init__(self, contender: Contender, case: Case) -> None:

@@ -317,9 +317,8 @@ def stream_forward_kernel(
         stride_row = stride_row // GIVEN * GIVEN
     row = tl.program_id(0).to(tl.int64)
     row_ptr, out_row_ptr = z_ptr + row * stride_row, out_ptr + row * n_cols
-    width: tl.constexpr = (
-        1 if ODD else GRANULE
-    )  # the bits of a sum must not depend on where in a granule its row starts
+    # The bits of a sum must not depend on where in a granule its row starts.
+    width: tl.constexpr = 1 if ODD else GRANULE
     lane = lanes(THREADS, VECTOR, UNROLL)
     m = tl.full([THREADS], float("-inf"), acc)
     d = tl.zeros([THREADS], acc)
