@@ -53,7 +53,7 @@ READS = {  # of a matrix, where it is not 1
     "softmax.stream_backward_kernel": 4,
 }
 BRIEF = {
-    "float32": (10, 100, 1000, 1001, 32768, 131072),
+    "float32": (10, 100, 1000, 1001, 32768, 50257, 131072),
     "bfloat16": (10, 1001, 32768, 50257, 65536, 131072),
     "float16": (1001, 131072),
     "float64": (10, 1000, 131072),
@@ -72,10 +72,10 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
             yield Case(dtype, n_cols, {})
             if (dtype == "float32" and n_cols in (10, 1000)) or (not brief and dtype != "float16"):
                 yield Case(dtype, n_cols, WEIGHTED)
-            if n_cols == 50257 or (not brief and n_cols >= 8192):
+            if (dtype, n_cols) in (("bfloat16", 50257), ("bfloat16", 65536)) or (not brief and n_cols >= 8192):
                 yield Case(dtype, n_cols, SMOOTHED)
-            some = (10, 1000, 1001, 50257, 131072) if brief else (10, 1024, 8192, 16384, 32768, 50257, 65536)
-            if n_cols in some and dtype in ("float32", "bfloat16"):
+            some = (10, 1000, 1001, 131072) if brief else (10, 1024, 8192, 16384, 32768, 50257, 65536)
+            if (n_cols in some and dtype in ("float32", "bfloat16")) or (dtype, n_cols) == ("bfloat16", 50257):
                 for options in BEYOND:
                     yield Case(dtype, n_cols, options)
             if n_cols > 65536 or (not brief and dtype == "float32"):
@@ -216,7 +216,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "|" + "---|" * len(COLUMNS)
     for row in rows:
         constants = row["constants"]
-        tile = [constants[name] for name in ("ROWS", "N_COLS", "BLOCK_M", "BLOCK_N", "BLOCK") if name in constants]
+        sizes = "ROWS", "N_COLS", "BLOCK_M", "BLOCK_N", "BLOCK", "CHUNKS"
+        tile = [constants[name] for name in sizes if name in constants]
         cells = (
             row["kernel"].removesuffix("_kernel"),
             row["dtype"],

@@ -76,6 +76,22 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))
 
 
+@pytest.fixture
+def narrow_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel within a few thousand columns, which take the interpreter moments: rows to 1024 columns are held in
+    tiles, to 2048 as they were loaded, if of 16 or 32 bits, and wider ones are streamed."""
+    from softxent import launch
+
+    if request.node.get_closest_marker("real_widths"):
+        return
+    monkeypatch.setattr(
+        launch, "WHOLE", {k: tuple(tile for tile in v if tile[0] <= 1024) for k, v in launch.WHOLE.items()}
+    )
+    monkeypatch.setattr(launch, "SPILLS", 2048)
+    monkeypatch.setattr(launch, "PACKED", 3 * ({2: 2048, 4: 2048},))
+    monkeypatch.setattr(launch, "PACKED_WARPS", 4)
+
+
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every value that a function allocates and never writes shows up."""

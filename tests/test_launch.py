@@ -30,12 +30,13 @@ def test_a_row_that_a_program_holds_fits_wherever_it_starts(itemsize: int, odd: 
         stride = n_cols + (1 if odd else -n_cols % 16)
         tile = launch.whole(n_cols, stride, 1, itemsize, 0, PLAIN, HOPPER)
         if tile is None:
-            assert n_cols > {2: 65536, 4: 32768, 8: 4096}[itemsize]
+            assert n_cols > {2: 81920, 4: 51200, 8: 4096}[itemsize]
             continue
         assert n_cols <= tile.block_n < max(65, 2 * n_cols)
-        for size in (tile.block_m, tile.block_n, tile.num_warps):
+        for size in (tile.block_m, tile.num_warps, *(() if tile.packed else (tile.block_n,))):
             assert size & (size - 1) == 0
-        assert not tile.packed or itemsize == 2
+        if tile.packed:
+            assert tile.block_n % (32 * tile.num_warps * 16 // itemsize) == 0 and tile.block_m == 1
 
 
 def test_rows_are_accessed_in_granules_of_16_bytes_where_they_have_them() -> None:
@@ -57,27 +58,31 @@ def test_label_smoothing_of_odd_rows_is_summed_in_the_order_of_the_columns() -> 
 
 
 def test_rows_that_would_spill_are_held_only_where_they_do_not() -> None:
-    def held(itemsize: int, odd: bool, holds: launch.Holds, device: launch.Device) -> int:
-        """The widest rows."""
-        widths = [n - 7 * odd for n in (8192, 16384, 32768, 65536)]
-        tiles = [launch.whole(n, n, 1, itemsize, 0, holds, device) for n in widths]
-        return max(n for n, tile in zip((8192, 16384, 32768, 65536), tiles, strict=True) if tile is not None)
+    def held(itemsize: int, odd: bool, holds: launch.Holds, device: launch.Device) -> tuple[int, int]:
+        """The widest rows: whose values are taken apart, and that stay as they were loaded."""
+        widths = (8192, 16384, 32768, 51200, 65536, 81920)
+        tiles = {n: launch.whole(n - 7 * odd, n - 7 * odd, 1, itemsize, 0, holds, device) for n in widths}
+        found = [(n, tile.packed) for n, tile in tiles.items() if tile is not None]
+        apart, kept = ([n for n, packed in found if packed == which] for which in (False, True))
+        return max(apart), max(kept, default=0)
 
+    more = (launch.Holds(softcap=True), launch.Holds(entropy_gradient=True), launch.Holds(stats=True))
     for device in (HOPPER, BLACKWELL, AMD):
-        assert held(4, False, PLAIN, device) == 32768
-        for holds in (
-            SMOOTHED,
-            launch.Holds(softcap=True),
-            launch.Holds(entropy_gradient=True),
-            launch.Holds(stats=True),
-        ):
-            assert held(4, False, holds, device) == 16384
-            assert held(2, False, holds, device) == 16384
-        for holds in (launch.Holds(softcap=True), launch.Holds(entropy_gradient=True), launch.Holds(stats=True)):
-            assert held(2, True, holds, device) == held(4, True, holds, device) == 8192
-    assert [held(4, True, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [32768, 16384, 16384]
-    assert [held(2, True, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 32768, 16384]
-    assert [held(2, False, PLAIN, device) for device in (HOPPER, BLACKWELL, AMD)] == [65536, 65536, 32768]
+        packs = device is not AMD
+        assert held(4, False, PLAIN, device) == (32768, {HOPPER: 51200, BLACKWELL: 0, AMD: 0}[device])
+        assert held(2, False, PLAIN, device) == (32768, {HOPPER: 81920, BLACKWELL: 65536, AMD: 0}[device])
+        for holds in (SMOOTHED, *more):
+            assert held(4, False, holds, device) == (16384, 32768 * packs)
+            assert held(2, False, holds, device) == (16384, 65536 * packs)
+        for holds in more:
+            assert held(4, True, holds, device) == (8192, 32768 * packs)
+            assert held(2, True, holds, device) == (8192, 65536 * packs)
+        for holds in (launch.Holds(softcap=True, stats=True), launch.Holds(smoothing=True, weights=True)):
+            assert held(2, False, holds, device) == (16384, 32768 * packs)
+            assert held(4, False, holds, device) == (16384, 0)
+    assert [held(4, True, PLAIN, device)[0] for device in (HOPPER, BLACKWELL, AMD)] == [32768, 16384, 16384]
+    assert [held(2, True, PLAIN, device)[0] for device in (HOPPER, BLACKWELL, AMD)] == [32768, 32768, 16384]
+    assert [held(4, True, PLAIN, device)[1] for device in (HOPPER, BLACKWELL, AMD)] == [51200, 32768, 0]
 
 
 def test_softmax_holds_what_its_registers_hold() -> None:

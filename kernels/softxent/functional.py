@@ -166,7 +166,7 @@ def fused_softmax_xent_with_stats(
     Each has the shape of class indices, and is of the logits after `logit_scale` and `softcap`. A row that is ignored,
     or whose sample weight is 0, has 0, prediction -1 and False; one without a softmax (NaN, +inf, nothing but -inf)
     has NaN, -1 and False. Where only the loss is differentiated, a training step reads and writes what it does without
-    stats, but that rows wider than 16384 columns are read twice for entropy and prediction. An incoming gradient of a
+    stats, but that the widest rows are read twice for entropy and prediction (README). An incoming gradient of a
     stat has the logits read again in backward: where no gradient of the loss is wanted, reduction="none" spares its
     making in forward.
 

@@ -5,7 +5,7 @@ alternative does: every bit of a row's loss and gradient is the same in any batc
 
     n_cols <= 32                few_classes   a thread holds a row
     to the widest of WHOLE      whole_row     a program holds a row, or some
-    to twice that, 16-bit       packed_row    a program holds a row, two values in a register
+    to the widest of PACKED     packed_row    a program holds a row as it was loaded
     beyond                      streaming     the row is read again for the gradient
 """
 
@@ -31,10 +31,11 @@ WHOLE = {
     ),
     8: ((64, 8, 4), (128, 4, 4), (256, 1, 1), (512, 1, 2), (1024, 1, 4), (2048, 1, 8), (4096, 1, 16)),
 }
-# 16-bit rows once more as wide, kept packed. A row of that width as float32 would fill every register.
-PACKED = (65536, 1, 16)
-# Where the widest tile would spill: rows of which more is held or summed; and odd rows on devices whose compiler needs
-# a few registers more.
+# Wider rows, kept as they were loaded, by itemsize: columns; where one thing more is held or summed; where two are.
+PACKED = ({2: 81920, 4: 51200}, {2: 65536, 4: 32768}, {2: 32768, 4: 16384})
+PACKED_WARPS = 16
+# Where the widest tile of WHOLE would spill: rows of which more is held or summed; and odd rows on devices whose
+# compiler needs a few registers more.
 SPILLS = 16384  # columns that do not
 
 THREADS = 1024  # a program has no more
@@ -72,6 +73,7 @@ class Holds(NamedTuple):
     """What a program holds of a row besides its values, or sums besides their exponentials."""
 
     smoothing: bool = False
+    weights: bool = False  # of the classes, which smoothing sums
     softcap: bool = False
     entropy_gradient: bool = False
     stats: bool = False  # entropy or prediction
@@ -79,10 +81,10 @@ class Holds(NamedTuple):
 
 class Whole(NamedTuple):
     block_m: int  # rows
-    block_n: int  # columns, a power of two
+    block_n: int  # columns: a power of two, or, packed, as many chunks as the row has
     num_warps: int
     access: Access
-    packed: bool = False  # whether 16-bit values stay packed, without label smoothing
+    packed: bool = False  # whether values stay as they were loaded, those of 16 bits two in a register
     num_ctas: int = 1  # programs of a cluster, which hold a row together
 
 
@@ -149,9 +151,10 @@ def whole(
                 if threads <= THREADS and fewer[0] * block_n >= threads * how.granule:
                     block_m, num_warps = fewer
             return Whole(block_m, block_n, num_warps, how)
-    packs = itemsize == 2 and not any(holds) and how.granule > 1 and not amd and not (blackwell and how.odd)
-    if packs and n_cols <= PACKED[0]:
-        return Whole(PACKED[1], PACKED[0], PACKED[2], how, packed=True)
+    more = min(max(sum(holds), blackwell), len(PACKED) - 1)
+    if how.granule > 1 and not amd and n_cols <= PACKED[more].get(itemsize, 0):
+        chunk = PACKED_WARPS * device.warp_size * how.granule
+        return Whole(1, cdiv(n_cols, chunk) * chunk, PACKED_WARPS, how, packed=True)
     if CLUSTERS and not spills and itemsize < 8 and device.arch >= 90:
         for block_n, num_ctas in CLUSTER[itemsize]:
             fits = not (how.odd and itemsize == 4) or block_n // num_ctas <= SPILLS

@@ -395,10 +395,18 @@ def larger_or_nan(a, b):
 
 
 @triton.jit
-def keep(x):
-    """16-bit values behind a move that the compiler cannot see through (PTX): it has to hold the packed registers
-    across it, and not the float32 values that it unpacked before, which are twice as many."""
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+def after(x, zeros):
+    """x [THREADS, n] of 16 or 32 bits, xor `zeros` [THREADS], which are 0, but the compiler must not see it (PTX).
+
+    It computes what is made of x after what the zeros are made of, and anew. Left to itself it would take many tiles at
+    a time, or keep what it has made of a packed one, twice as many registers, until the next use.
+    """
+    zeros = tl.broadcast_to(zeros[:, None], x.shape)
+    if x.dtype.primitive_bitwidth == 16:  # two values to a register, so two of the zeros
+        x = tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], x.dtype, is_pure=True, pack=2)
+    else:
+        x = tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r", [x, zeros], x.dtype, is_pure=True, pack=1)
+    return x
 
 
 @triton.jit

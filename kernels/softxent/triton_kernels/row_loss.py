@@ -40,7 +40,7 @@ def forward(
     now = needs_grad and _in_forward(logits, reduction)
     dlogits = _gradient_like(logits, inplace) if now else None
     stats = empty_stats(wanted, logits) if wanted else NO_STATS
-    holds = _holds(options, wanted)
+    holds = _holds(inputs, options, wanted)
     with on_device_of(logits):
         extras = numbers(inputs, options)
         if _is_tiny(logits, reduction):
@@ -98,9 +98,9 @@ def backward(
             if norm is None:
                 norm = _norm(inputs, options)
             if holds is None:
-                holds = _holds(options, ())
+                holds = _holds(inputs, options, ())
             if dstats.entropy is not None:
-                holds = holds._replace(entropy_gradient=True)
+                holds = holds._replace(stats=False, entropy_gradient=True)  # they are not wanted again
             if at_once and _streams(inputs, holds):
                 _stream_step(inputs, options, holds, extras, norm, outputs, dlogits)
             elif _streams(inputs, holds):
@@ -151,9 +151,11 @@ def layout(logits: Tensor) -> tuple[int, int, int, int, int]:
     return logits.shape[1], *logits.stride(), logits.itemsize, logits.data_ptr()  # type: ignore[return-value]
 
 
-def _holds(options: Options, wanted: Collection[str]) -> launch.Holds:
+def _holds(inputs: Inputs, options: Options, wanted: Collection[str]) -> launch.Holds:
+    smoothing = options.label_smoothing != 0
     return launch.Holds(
-        smoothing=options.label_smoothing != 0,
+        smoothing=smoothing,
+        weights=smoothing and inputs.weight is not None,
         softcap=options.softcap is not None,
         stats="entropy" in wanted or "prediction" in wanted,
     )
@@ -235,6 +237,8 @@ def _step(
     programs = launch.cdiv(n_rows, tile.block_m)
     common |= {"GRANULE": tile.access.granule, "ODD": tile.access.odd, "num_warps": tile.num_warps}
     if tile.packed:
+        threads = device().warp_size * tile.num_warps
+        chunks = tile.block_n // (threads * tile.access.granule)
         packed_row.step_kernel[(programs,)](
             *tensors,
             n_rows,
@@ -243,8 +247,9 @@ def _step(
             stride_out,
             stride_dloss,
             options.ignore_index,
-            BLOCK_N=tile.block_n,
-            THREADS=32 * tile.num_warps,
+            CHUNKS=chunks,
+            MATES=launch.power_of_two_from(chunks * tile.access.granule),
+            THREADS=threads,
             OPAQUE=not triton.knobs.runtime.interpret,
             **common,
         )
