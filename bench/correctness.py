@@ -28,7 +28,8 @@ COLUMN, ENOUGH_ROWS = 0.5, 16
 # Of the gradient, or of probabilities: their largest error over their largest value. PyTorch's own in float32, whose
 # sum of a long row drifts, is up to 2e-4 off at 262144 columns; in bfloat16 6e-3.
 MATRIX = {torch.float32: 5e-4, torch.bfloat16: 2**-6}
-CHUNK = 1 << 24  # values that are worked on in float64 at once
+# Values that are worked on in float64 at once: on a CPU as many as its cache holds, on a GPU as keep it busy.
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 class Wrong(Exception):
@@ -44,7 +45,7 @@ class Exact:
 def exact(case: Case, inputs: Inputs) -> Exact:
     """By PyTorch in float64, some rows at a time."""
     logits, target = inputs.logits.detach(), inputs.target
-    rows = max(1, CHUNK // case.n_cols)
+    rows = max(1, CHUNK[logits.device.type] // case.n_cols)
     wants_gradient = case.mode != "forward"
     gradient = torch.empty_like(logits, dtype=torch.float64) if wants_gradient else None
     divisor = int((target != IGNORE_INDEX).sum()) if target.dim() == 1 else case.n_rows
@@ -87,7 +88,7 @@ def largest_error(name: str, given: Tensor, right: Tensor, tolerance: float) -> 
     """The largest error over the largest value. Raises Wrong above the tolerance."""
     if given.shape != right.shape:
         raise Wrong(f"{name} has shape {tuple(given.shape)}, not {tuple(right.shape)}")
-    rows = max(1, CHUNK // right.shape[1])
+    rows = max(1, CHUNK[right.device.type] // right.shape[1])
     scale = max(float(part.abs().max()) for part in right.split(rows))
     worst = 0.0
     norms = torch.zeros(2, right.shape[1], dtype=torch.float64, device=right.device)  # of the error, and of the column

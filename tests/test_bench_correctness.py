@@ -100,7 +100,7 @@ def test_the_exact_result_in_chunks_of_rows(monkeypatch: pytest.MonkeyPatch) -> 
         case = STEP._replace(kind=kind)
         given = inputs(case, CPU, 3)
         whole = correctness.exact(case, given)
-        monkeypatch.setattr(correctness, "CHUNK", 4 * case.n_cols)
+        monkeypatch.setattr(correctness, "CHUNK", {"cpu": 4 * case.n_cols})
         parts = correctness.exact(case, given)
         monkeypatch.undo()
         logits = given.logits.detach().double().requires_grad_()
