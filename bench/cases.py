@@ -135,8 +135,9 @@ def sweep(matrix_bytes: int, widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str
     for mode in ("step", "forward"):
         for dtype in dtypes:
             yield from cases("cross_entropy", mode, dtype, "mean", widths)
-    for kind in KINDS[1:]:
-        yield from cases("cross_entropy", "step", dtypes[0], kind, some, with_small=False)
-    yield from cases("cross_entropy", "backward", dtypes[0], "mean", widths)
-    for mode in ("forward", "step"):
-        yield from cases("softmax", mode, dtypes[0], "mean", [n for n in widths if n <= 65536], with_small=False)
+    for dtype in dtypes:
+        for kind in KINDS[1:]:
+            yield from cases("cross_entropy", "step", dtype, kind, some, with_small=False)
+        yield from cases("cross_entropy", "backward", dtype, "mean", widths)
+        for mode in ("forward", "step"):
+            yield from cases("softmax", mode, dtype, "mean", [n for n in widths if n <= 65536], with_small=False)

@@ -62,7 +62,7 @@ def parser() -> Parser:
         help=f"columns, as 10,1000; unless told {_list(CPU_WIDTHS)} on a CPU, {_list(WIDTHS)} on a GPU",
     )
     what.add_argument("--dtypes", type=dtypes, default=DTYPES, help="bfloat16,float32")
-    what.add_argument("--seconds", type=positive, help="of timing for each case; 1 on a CPU, 0.3 on a GPU")
+    what.add_argument("--seconds", type=positive, help="of timing for each case; 1 on a CPU, 0.2 on a GPU at most")
     what.add_argument("--size", type=positive, help="of the logits, in MiB; 16 on a CPU, 1024 on a GPU")
 
     cpu = commands.add_parser("cpu", parents=[what], help="softxent beside PyTorch on the CPU")

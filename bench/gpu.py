@@ -5,9 +5,10 @@
     3  the suite: correct, timed, correct again                              DIR/results.json
     4  table, pictures, and the summary                                      DIR/summary.md ...
 
-1 and 2 run in as many processes as there are cores for; 3 alone. Each part is written as soon as it is known, and the
-same command, again, does what is left. Nothing but torch, triton, numpy, pytest and matplotlib is needed, nor anything
-installed.
+1 and 2 run in as many processes as there are cores for, and end when their part of the time is over; 3 runs alone. Each
+case is timed for its share of what is left, none is begun that would not end in time, and one that hangs is ended with
+the process. Each part is written as soon as it is known, and the same command, again, does what is left. Nothing but
+torch, triton, numpy, pytest and matplotlib is needed, nor anything installed.
 
 Exit status: 0 all done and right; 1 a test failed, or softxent was wrong; 3 time was up, run it again.
 """
@@ -18,6 +19,7 @@ import os
 import secrets
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,6 +36,7 @@ from bench.parts import Parts
 from bench.results import BadInput, Results
 
 RESERVE = 25.0  # seconds for pictures and summary
+GRACE = 10.0  # of them, for the case in hand when the time was up
 TESTS = ["--device", "cuda"]
 REHEARSED_TESTS = ["tests/test_softmax.py", "-k", "kernels"]  # in the interpreter
 EACH = 10 << 30  # bytes of the device's memory that a process may need
@@ -64,16 +67,45 @@ def run(given: argparse.Namespace, cases: list[Case], say: Say) -> int:
     first = parts.run("first calls", until, partial(first_command, given), first_of)
     say(f"first calls after {time.monotonic() - start:.0f} s; measuring")
     seconds = {(one["case"], one["contender"]): one["seconds"] for part in first.values() for one in part["found"]}
+
+    def end(found: Results, left: list[Case]) -> int:
+        conclude(out, found, tested, given, left)
+        say((out / "summary.md").read_text())
+        missing = given.parts - len(tested) if not given.no_tests else 0
+        wrong = any(part["status"] for part in tested.values()) or any(wrong_of_ours(found))
+        return 1 if wrong else 3 if left or missing else 0
+
+    def unfinished(found: Results) -> list[Case]:
+        return [case for case in cases if case not in found.cases()]
+
+    def give_up() -> None:
+        """Of a case that takes too long, or for ever: nothing else can end it. What is in the file stays."""
+        status = 3
+        try:
+            kept = results.load(out / "results.json")
+            left = unfinished(kept)
+            say(f"time is up, and this has not ended: {left[0] if left else 'the last measurement'}")
+            status = end(kept, left) or 3
+        finally:
+            leave(status)
+
+    alarm = threading.Timer(max(0.0, deadline - time.monotonic()) + GRACE, give_up)
+    alarm.daemon = True
+    alarm.start()
     try:
         left = suite.run(cases, machine, found, out / "results.json", given.seconds or 0.2, say, deadline, seconds)
     except suite.Lost as error:
         say(f"the device is lost; run the same command again, which leaves this out: {error}")
-        left = [case for case in cases if case not in found.cases()]
-    conclude(out, found, tested, given, left)
-    say((out / "summary.md").read_text())
-    missing = given.parts - len(tested) if not given.no_tests else 0
-    wrong = any(part["status"] for part in tested.values()) or any(wrong_of_ours(found))
-    return 1 if wrong else 3 if left or missing else 0
+        left = unfinished(found)
+    finally:
+        alarm.cancel()
+    return end(found, left)
+
+
+def leave(status: int) -> None:
+    """Without the thread that hangs, which no exception reaches."""
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def machine_for(given: argparse.Namespace) -> Machine:

@@ -21,10 +21,11 @@ from bench.results import Measurement, Results
 from bench.timing import Timed, contest, sets_of
 from bench.work import Run, Work
 
-CEILING_BYTES = 1 << 30  # of the copy that is the machine's limit; less on a CPU
+CEILING_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}  # of the copy that is the machine's limit
 SEED = 0
 LOST = "the device was lost"
 DOES_NOT = "does not do it"  # an option that a contender has not, which is no mistake
+TIMED = 0.5  # of a case's share of the time that is left; the rest is for its inputs, and for being right
 
 
 def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callable[[str], None]) -> Results:
@@ -65,25 +66,27 @@ def run(
 ) -> list[Case]:
     """Fills `found`, and the file at `path`, case by case. The cases that were left when the time was up.
 
+    Each method of a case is timed for so many `seconds`, or for less, so that the cases that are left can all be done
+    before the deadline; none is begun that would probably not end before it.
     `first`: seconds of first calls that were made before, in processes of their own, by case and contender. Raises
     Lost where the device no longer answers; what was measured is in the file, with who was at work then.
     """
     available = load_all(found, machine)
     measure_ceiling(machine, found)
-    left = []
-    for case in cases:
-        done = found.of(case)
-        lost = {name: one for name, one in done.items() if one.error and one.error.startswith(LOST)}
-        todo = {name: one for name, one in available.items() if one.op == case.op and name not in lost}
-        if all(name in done for name in todo):
-            continue
-        if time.monotonic() > deadline:
-            left.append(case)
-            continue
+    remaining = [case for case in cases if unmeasured(case, available, found)]
+    left: list[Case] = []
+    expected = 0.0  # seconds of the next case: as the last, and one that took long is forgotten by and by
+    for i, case in enumerate(remaining):
+        start = time.monotonic()
+        if start + expected > deadline:
+            left = remaining[i:]
+            break
+        share = TIMED * (deadline - start) / (len(remaining) - i) / (2 if machine.graphs else 1)
+        lost, todo = lost_at(case, found), unmeasured(case, available, found)
         found.measurements = [one for one in found.measurements if one.case != case]
         measured = list(lost.values())
         try:
-            measured += measure(case, todo, machine, seconds)
+            measured += measure(case, todo, machine, min(seconds, share))
         except Lost as error:
             found.measurements += [*measured, error.measurement]
             if path is not None:
@@ -99,11 +102,24 @@ def run(
         say(line(case, measured, found))
         if path is not None:
             results.save(found, path)
+        expected = max(time.monotonic() - start, expected / 2)
     measure_ceiling(machine, found)
     found.environment["after"] = machine.describe()
     if path is not None:
         results.save(found, path)
     return left
+
+
+def lost_at(case: Case, found: Results) -> dict[str, Measurement]:
+    """Who took the device along there: not asked again."""
+    return {name: one for name, one in found.of(case).items() if (one.error or "").startswith(LOST)}
+
+
+def unmeasured(case: Case, available: Mapping[str, Contender], found: Results) -> dict[str, Contender]:
+    """Whom to measure there, in the same turns: everyone, if one of them has not been."""
+    lost, done = lost_at(case, found), found.of(case)
+    todo = {name: one for name, one in available.items() if one.op == case.op and name not in lost}
+    return {} if all(name in done for name in todo) else todo
 
 
 class Lost(Exception):
@@ -201,7 +217,7 @@ def measure_ceiling(machine: Machine, found: Results) -> None:
     The better one is kept. Of random numbers: some memories move zeros faster. Clocks are read meanwhile.
     """
     gpu = machine.device.type == "cuda"
-    size = min(CEILING_BYTES, machine.memory_bytes // 8) if gpu else 1 << 26
+    size = min(CEILING_BYTES[machine.device.type], machine.memory_bytes // 8)
     source = torch.randn(size // 4, device=machine.device)
     target = torch.empty_like(source)
     copy, write = partial(target.copy_, source), partial(target.fill_, 1.0)

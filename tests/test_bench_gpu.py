@@ -1,13 +1,16 @@
 """What the command for a GPU machine does with its processes: in time, kept, gone on with, and failures told."""
 
 import json
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import gpu
+import pytest
+
+from bench import gpu, suite
+from bench.command import main
 from bench.parts import ROOT, Parts
 
 Lines = list[str]
@@ -36,7 +39,7 @@ def test_each_part_is_kept_and_not_run_again(tmp_path: Path) -> None:
 def test_what_does_not_end_in_time_is_left_for_the_next_run(tmp_path: Path) -> None:
     path = tmp_path / "parts.json"
     start = time.monotonic()
-    found, _ = run(path, {2: "import time; time.sleep(100)"}, until=8.0)
+    found, _ = run(path, {2: "import time; time.sleep(100)"}, until=4.0)
     assert sorted(found) == ["0", "1"] and time.monotonic() - start < 30
     found, _ = run(path, {})
     assert sorted(found) == ["0", "1", "2"]
@@ -57,9 +60,45 @@ def test_the_sum_of_the_tests() -> None:
 
 def test_shards_of_the_tests_are_all_of_them() -> None:
     def collected(*options: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
-        ended = subprocess.run([*command, "tests/test_fmnist_idx.py"], cwd=ROOT, capture_output=True, text=True)
-        return [line for line in ended.stdout.splitlines() if "::" in line]
+        found: list[str] = []
+
+        class Collector:
+            def pytest_collection_finish(self, session: pytest.Session) -> None:
+                found.extend(item.nodeid for item in session.items)
+
+        arguments = [
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *options,
+            str(ROOT / "tests/test_bench_table.py"),
+        ]
+        pytest.main(arguments, plugins=[Collector()])
+        return found
 
     parts = [collected(f"--shard={i}/2") for i in range(2)]
     assert all(parts) and sorted(parts[0] + parts[1]) == sorted(collected())
+
+
+def test_a_case_that_never_ends_ends_with_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, statuses = threading.Event(), []
+
+    def hanging(*_: Any) -> list[Any]:
+        assert ended.wait(60), "nobody ended it"
+        return []
+
+    def leave(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    monkeypatch.setattr(suite, "run", hanging)
+    monkeypatch.setattr(gpu, "leave", leave)
+    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    small = ["--contenders", "softxent,eager", "--widths", "10", "--dtypes", "float32"]
+    main(["gpu", "--rehearse", "--no-tests", "--minutes", "0.001", "--out", str(tmp_path), *small])
+    assert statuses == [3]
+    assert "time is up, and this has not ended: cross_entropy step 410 x 10 float32 mean\n" in capsys.readouterr().out
+    assert "0 cases measured" in (tmp_path / "summary.md").read_text()

@@ -1,6 +1,7 @@
 """The suite as a whole: no time for who is wrong, before or after; what was measured is kept and gone on with."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 
 import planted
 from bench import contenders, results, suite, timing
-from bench.cases import Case, sweep
+from bench.cases import DTYPES, KINDS, MODES, SMALL, Case, sweep
 from bench.contenders import Contender, Unavailable
 from bench.machine import Cpu, Machine, Rehearsal
+from bench.results import Measurement
 
 CASES = [Case("cross_entropy", 37, 11, "float32", mode) for mode in ("step", "forward")]
+MANY = [Case("cross_entropy", 37, n_cols, "float32", "step") for n_cols in range(2, 42)]
 SOME = {
     "right": planted.contender("right", planted.right),
     "wrong": planted.contender("wrong", planted.wrong_loss),
@@ -25,6 +28,7 @@ SOME = {
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Contender]:
     """Planted contenders in place of the registry's."""
     some = dict(SOME)
+    monkeypatch.setattr(suite, "CEILING_BYTES", {"cpu": 1 << 16})
 
     def load(name: str, device_type: str) -> Contender:
         if name == "absent":
@@ -160,27 +164,89 @@ def test_an_error_that_is_nobodys_leaves_the_other_cases(
     assert found.of(CASES[0])["right"].error == "RuntimeError: while timed" and found.of(CASES[1])["right"].seconds
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """`now` is the suite's time."""
+    made = SimpleNamespace(now=0.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr(suite, "time", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("checks", "asked", "enough"),
+    [
+        (1.0, 0.2, True),  # there is time for all that was asked for
+        (1.0, 2.0, True),  # there is not: less for each, and all are done
+        (9.0, 2.0, False),  # not even for being right: the others are left
+    ],
+)
+def test_all_ends_before_the_deadline(
+    checks: float,
+    asked: float,
+    enough: bool,
+    registered: dict[str, Contender],
+    monkeypatch: pytest.MonkeyPatch,
+    clock: SimpleNamespace,
+) -> None:
+    """40 cases in 100 s, with two methods each."""
+    given: list[float] = []
+
+    def measure(case: Case, todo: Any, machine: Machine, seconds: float) -> list[Measurement]:
+        given.append(seconds)
+        clock.now += checks + 2 * seconds
+        return [Measurement(case, name) for name in todo]
+
+    monkeypatch.setattr(suite, "measure", measure)
+    found = suite.begin(Rehearsal(), None, ["right"], lambda _: None)
+    left = suite.run(MANY, Rehearsal(), found, None, asked, lambda _: None, deadline=100.0)
+    assert 50 < clock.now <= 100
+    assert left == MANY[len(given) :] and (not left) == enough
+    assert (given == [asked] * len(MANY)) == (asked == 0.2)
+
+
+def test_a_case_that_took_long_is_forgotten(
+    registered: dict[str, Contender], monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    """The first, in which everything is loaded, does not keep the last from being begun."""
+
+    def measure(case: Case, todo: Any, machine: Machine, seconds: float) -> list[Measurement]:
+        clock.now += 50 if clock.now == 0 else 1
+        return [Measurement(case, name) for name in todo]
+
+    monkeypatch.setattr(suite, "measure", measure)
+    found = suite.begin(Rehearsal(), None, ["right"], lambda _: None)
+    assert suite.run(MANY, Rehearsal(), found, None, 0.2, lambda _: None, deadline=100.0) == []
+
+
 def test_the_sweep_has_every_width_and_about_as_many_bytes() -> None:
     found = list(sweep(1 << 26))
     assert len(set(found)) == len(found)
     steps = [case for case in found if (case.op, case.mode, case.kind) == ("cross_entropy", "step", "mean")]
-    for dtype in ("bfloat16", "float32"):
+    for dtype in DTYPES:
         shapes = {(case.n_rows, case.n_cols) for case in steps if case.dtype == dtype}
-        assert {(256, 10), (1024, 1000)} <= shapes
+        assert shapes >= set(SMALL)
         assert {n_cols for _, n_cols in shapes} == {
-            2,
-            10,
-            32,
-            64,
-            100,
-            1000,
-            4096,
-            32000,
-            50257,
-            65537,
-            128256,
-            151936,
-            262144,
+            *(2, 10, 32, 64, 100, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 262144)
         }
-    large = [case for case in steps if (case.n_rows, case.n_cols) not in ((256, 10), (1024, 1000))]
+    large = [case for case in steps if (case.n_rows, case.n_cols) not in SMALL]
     assert all(1 <= case.matrix_bytes / (1 << 26) < 1.02 for case in large)
+
+
+def test_the_sweep_has_every_kind_and_mode_in_each_dtype_and_the_loss_alone_first() -> None:
+    found = list(sweep(1 << 26))
+
+    def kinds(dtype: str) -> set[tuple[str, str, str, int]]:
+        return {(case.op, case.mode, case.kind, case.n_cols) for case in found if case.dtype == dtype}
+
+    assert kinds("bfloat16") == kinds("float32")
+    assert {kind[:3] for kind in kinds("float32")} == {
+        *(("cross_entropy", mode, "mean") for mode in MODES),
+        *(("cross_entropy", "step", kind) for kind in KINDS),
+        ("softmax", "forward", "mean"),
+        ("softmax", "step", "mean"),
+    }
+    first = [case for case in found if case.op == "cross_entropy" and case.kind == "mean" and case.mode != "backward"]
+    assert found[: len(first)] == first
+    dtypes = [case.dtype for case in found[len(first) :]]
+    assert dtypes == sorted(dtypes), "a cut-off run has one dtype whole before the other"
