@@ -3,7 +3,7 @@
 python -m bench                        this machine: the GPU if there is one, else the CPU
 python -m bench cpu                    softxent beside PyTorch on the CPU: ratios, memory
 python -m bench gpu --out DIR          all there is to know of a GPU, in nine minutes; again to go on
-python -m bench compare A.json B.json  is B slower? 1 if it is
+python -m bench compare A.json B.json  is B slower, or does it take more memory? 1 if so
 python -m bench show FILE.json         table and pictures of results, again
 python -m bench list                   who is compared, and who is not here
 """
@@ -79,10 +79,12 @@ def parser() -> Parser:
     first.add_argument("--shard", required=True)
     first.add_argument("--rehearse", action="store_true")
     first.set_defaults(run=first_calls)
-    comparison = commands.add_parser("compare", help="is B slower than A? ends with 1 if it is")
+    comparison = commands.add_parser("compare", help="is B slower than A, or takes it more memory? 1 if so")
     comparison.add_argument("before", type=Path, metavar="A.json")
     comparison.add_argument("after", type=Path, metavar="B.json")
-    comparison.add_argument("--tolerance", type=positive, help="per cent that do not matter; 5 on a GPU, 10 on a CPU")
+    comparison.add_argument(
+        "--tolerance", type=positive, help="per cent of time that do not matter; 5 of a CUDA graph, 10 of calls"
+    )
     comparison.add_argument("--all", action="store_true", help="every contender decides, not softxent's alone")
     comparison.add_argument("--missing-ok", action="store_true", help="cases that B has not are no regression")
     comparison.add_argument("--full", action="store_true", help="list what did not change, too")

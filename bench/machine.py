@@ -44,7 +44,7 @@ class Machine(Protocol):
         """A call that does the same work without the host. Raises CannotCapture."""
 
     def peak_bytes(self, run: Run) -> int:
-        """The most that was allocated at once during a call, beyond what was there before, its result included."""
+        """The most that a call had asked for at once, beyond what was there before, its result included."""
 
     def free(self) -> None:
         """Gives back memory that is only kept for later."""
@@ -171,13 +171,14 @@ class Cuda:
         return graph.replay
 
     def peak_bytes(self, run: Run) -> int:
+        # "requested": what is "allocated" depends, by up to 1 MiB a tensor, on what the allocator has lying about.
         self.synchronize()
         torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
+        before = torch.cuda.memory_stats(self.device)["requested_bytes.all.current"]
         result = run()
         self.synchronize()
         del result
-        return int(torch.cuda.max_memory_allocated(self.device) - before)
+        return int(torch.cuda.memory_stats(self.device)["requested_bytes.all.peak"] - before)
 
     def free(self) -> None:
         self.synchronize()

@@ -12,7 +12,7 @@ measurements   one for each case and contender:
     errors         largest errors against float64: loss (relative), gradient (over its largest value)
     seconds        method -> seconds of one call, turn by turn; turn i of all contenders of a case ran together
     not_captured   why there is no CUDA graph
-    peak_bytes     allocated during a call, beyond its inputs
+    peak_bytes     the most that a call had asked for at once, beyond its inputs
     first_seconds  the first call in the process: compiling, or reading what was compiled before
 """
 
