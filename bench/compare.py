@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import Case
+from bench.doubts import doubts
 from bench.results import BadInput, Measurement, Results
 
 LEVEL = 0.99
@@ -221,6 +222,8 @@ def report(changes: list[Change], a: Results, b: Results, tolerance: float | Non
             text.append(f"Not the same {name}, {old} and {new}: some of it may be {name}'s doing{also}.")
     if other_hosts(a, b):
         text.append("Not the same processor beside the GPU: times by calls, which have the host in them, are left out.")
+    for name, results in (("A", a), ("B", b)):
+        text += [f"Doubtful in {name}: {doubt}." for doubt in doubts(results)]
     shown = [change for change in changes if full or change.verdict not in (*UNCHANGED, "unclear")]
     if shown:
         text += ["", "| | contender | case | figure | B over A | |", "|---|---|---|---|---|---|", *rows(shown)]

@@ -31,6 +31,7 @@ import torch
 
 from bench import contenders, results, suite
 from bench.cases import Case
+from bench.doubts import doubts
 from bench.machine import Cuda, Machine, Rehearsal
 from bench.parts import Parts
 from bench.results import BadInput, Results
@@ -199,7 +200,7 @@ def wrong_of_ours(found: Results) -> Iterator[str]:
 
 def conclude(out: Path, found: Results, tested: dict[str, Any], given: argparse.Namespace, left: list[Case]) -> None:
     from bench.pictures import pictures
-    from bench.table import table
+    from bench.table import limit, table
 
     (out / "table.md").write_text(table(found))
     names = [path.name for path in pictures(found, out)]
@@ -207,7 +208,8 @@ def conclude(out: Path, found: Results, tested: dict[str, Any], given: argparse.
     lines = [f"# {found.device}{', a rehearsal on a CPU' if found.rehearsed else ''}", ""]
     lines += [", ".join(f"{key} {value}" for key, value in versions.items()), ""]
     lines += [f"* tests: {'not asked for' if given.no_tests else summary_of_tests(tested, given.parts)}"]
-    lines += [f"* copy: {found.ceilings['copy'] / 1e9:.0f} GB/s"] if "copy" in found.ceilings else []
+    lines += [f"* {limit(found)}"] if "copy" in found.ceilings else []
+    lines += [f"* doubtful: {text}" for text in doubts(found)]
     lines += [
         f"* {len(found.cases())} cases measured, {len(left)} left{': run the same command again' if left else ''}"
     ]
@@ -232,8 +234,10 @@ def shares(found: Results) -> Iterator[str]:
         ours = measured.get("softxent")
         taken = ours.median() if ours else None
         share = found.share_of_copy(ours) if ours else None
-        cells = [f"{case.n_rows} x {case.n_cols} {case.dtype}", "" if share is None else f"{100 * share:.0f} %"]
+        noisy = {name for name, one in measured.items() if found.noisy(one)}
+        cell = "noisy" if "softxent" in noisy else "" if share is None else f"{100 * share:.0f} %"
+        cells = [f"{case.n_rows} x {case.n_cols} {case.dtype}", cell]
         for name in others:
             other = measured[name].median() if name in measured else None
-            cells.append(f"{other / taken:.2f}" if other and taken else "")
+            cells.append("noisy" if noisy & {name, "softxent"} else f"{other / taken:.2f}" if other and taken else "")
         yield "| " + " | ".join(cells) + " |"

@@ -127,6 +127,7 @@ class Cuda:
             "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
+            "memory_gb_per_s": theoretical_gb_per_s(properties),
             "capability": f"{properties.major}.{properties.minor}",
             "cpu": cpu_model(),
             "cuda": torch.version.cuda or torch.version.hip,
@@ -183,6 +184,12 @@ class Cuda:
     def free(self) -> None:
         self.synchronize()
         torch.cuda.empty_cache()
+
+
+def theoretical_gb_per_s(properties: Any) -> int | str:
+    """Of the memory: its clock (kHz) x its width (bits) x 2, as data moves at both edges."""
+    clock, width = (getattr(properties, name, None) for name in ("memory_clock_rate", "memory_bus_width"))
+    return round(2 * clock * 1e3 * width / 8 / 1e9) if clock and width else "unknown"
 
 
 def here() -> Machine:

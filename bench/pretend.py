@@ -18,7 +18,16 @@ ANSWERS = {
     "device_count": 1,
     "current_device": 0,
     "get_device_capability": (9, 0),
-    "get_device_properties": SimpleNamespace(name="a Hopper", major=9, minor=0, multi_processor_count=132),
+    "get_device_properties": SimpleNamespace(
+        name="a Hopper",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        total_memory=80 << 30,
+        L2_cache_size=50 << 20,
+        memory_clock_rate=2619000,  # kHz
+        memory_bus_width=5120,
+    ),
 }
 
 

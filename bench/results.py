@@ -2,7 +2,7 @@
 
 schema         SCHEMA
 device         the name of what was measured; `rehearsed` where a CPU stood in for a GPU
-environment    hardware, driver, clocks before and after, versions, seed, command line, git commit
+environment    hardware, driver, clocks before and after, and under load, versions, seed, command line, git commit
 contenders     name -> {"version", "overwrites": what it writes its result over, if it does} or {"unavailable": why}
 ceilings       name -> bytes a second, measured in the same run: "copy" reads and writes
 measurements   one for each case and contender:
@@ -28,6 +28,7 @@ from typing import Any
 from bench.cases import Case
 
 SCHEMA = 1
+NOISY = 0.5  # quartiles further apart than this share of their median: it says nothing
 EAGER = {"cross_entropy": "eager", "softmax": "eager-softmax"}  # by op
 
 
@@ -100,6 +101,17 @@ class Results:
         if reference is None or method is None or not reference.turns(method):
             return []
         return [ours / other for ours, other in zip(one.turns(method), reference.turns(method), strict=True)]
+
+    def figures(self, one: Measurement) -> list[float]:
+        """What is shown of it, turn by turn: ratios on a CPU, seconds on a GPU."""
+        return self.ratios(one) if self.on_cpu else one.turns()
+
+    def noisy(self, one: Measurement) -> bool:
+        values = self.figures(one)
+        if len(values) < 3:
+            return False
+        low, middle, high = quantiles(values, n=4)
+        return high - low > NOISY * middle
 
     def share_of_copy(self, one: Measurement, method: str | None = None) -> float | None:
         """The least bytes of the case over its time, as a share of the copy's bytes a second."""

@@ -73,6 +73,8 @@ def run(
     """
     available = load_all(found, machine)
     measure_ceiling(machine, found)
+    if "under_load" not in found.environment:
+        found.environment["under_load"] = loaded(machine)
     remaining = [case for case in cases if unmeasured(case, available, found)]
     left: list[Case] = []
     expected = 0.0  # seconds of the next case: as the last, and one that took long is forgotten by and by
@@ -104,6 +106,7 @@ def run(
             results.save(found, path)
         expected = max(time.monotonic() - start, expected / 2)
     measure_ceiling(machine, found)
+    found.environment["under_load_after"] = loaded(machine)
     found.environment["after"] = machine.describe()
     if path is not None:
         results.save(found, path)
@@ -214,22 +217,33 @@ def peak_bytes(work: Work, one: Inputs, machine: Machine) -> int:
 def measure_ceiling(machine: Machine, found: Results) -> None:
     """Bytes a second of a large copy (read and written), of reading, and of writing, at the start and at the end.
 
-    The better one is kept. Of random numbers: some memories move zeros faster. Clocks are read meanwhile.
+    The better one is kept. Of random numbers: some memories move zeros faster.
     """
-    gpu = machine.device.type == "cuda"
-    size = min(CEILING_BYTES[machine.device.type], machine.memory_bytes // 8)
-    source = torch.randn(size // 4, device=machine.device)
-    target = torch.empty_like(source)
-    copy, write = partial(target.copy_, source), partial(target.fill_, 1.0)
+    copy, source, target = large_copy(machine)
+    size = source.nbytes
+    write = partial(target.fill_, 1.0)
     runs: dict[str, tuple[int, Run]] = {"copy": (2, copy), "read": (1, source.sum), "write": (1, write)}
     for name, (passes, run) in runs.items():
         run()
         times = sorted(machine.seconds(run) for _ in range(20))
         found.ceilings[name] = max(found.ceilings.get(name, 0.0), passes * size / times[len(times) // 2])
-    for _ in range(2000 if gpu else 0):
-        target.copy_(source)
-    found.environment["under_load"] = machine.describe()
+
+
+def large_copy(machine: Machine) -> tuple[Run, torch.Tensor, torch.Tensor]:
+    size = min(CEILING_BYTES[machine.device.type], machine.memory_bytes // 8)
+    source = torch.randn(size // 4, device=machine.device)
+    target = torch.empty_like(source)
+    return partial(target.copy_, source), source, target
+
+
+def loaded(machine: Machine) -> dict[str, object]:
+    """The device, described while it copies: clocks of an idle one say nothing."""
+    copy, *_ = large_copy(machine)
+    for _ in range(2000 if machine.device.type == "cuda" else 0):
+        copy()
+    described = machine.describe()
     machine.synchronize()
+    return described
 
 
 def line(case: Case, measured: list[Measurement], found: Results) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from statistics import median, quantiles
 
 from bench.cases import Case
+from bench.doubts import doubts
 from bench.results import Measurement, Results
 
 LEGEND = {
@@ -17,7 +18,7 @@ LEGEND = {
     "the host's launches, and the first call. Share and GB/s are those of a CUDA graph, of the bytes named at each "
     "table; the column copy is a copy of just the case's logits, of the bytes that it reads and writes.",
 }
-WRONG, NO_TIME = "no time", "-"
+WRONG, NO_TIME, NOISY = "no time", "-", "noisy"
 
 
 def table(results: Results) -> str:
@@ -58,10 +59,18 @@ def header(results: Results) -> Iterator[str]:
     if overwriting:
         yield f"* the gradient is written over the logits by {', '.join(overwriting)}"
     if "copy" in results.ceilings and not results.on_cpu:
-        yield f"* the limit: a large copy reads and writes {results.ceilings['copy'] / 1e9:.0f} GB/s, in this run"
+        yield f"* the limit: {limit(results)}"
+    yield from (f"* **doubtful**: {text}" for text in doubts(results))
     yield ""
     yield LEGEND["CPU" if results.on_cpu else "GPU"]
     yield "B is the logits' bytes. Memory is what is allocated during a call, at its peak: its result, not its inputs."
+
+
+def limit(results: Results) -> str:
+    """The copy's speed, and what the memory could do."""
+    copy, in_theory = results.ceilings["copy"] / 1e9, results.environment.get("before", {}).get("memory_gb_per_s")
+    theory = f"{in_theory} GB/s in theory" if isinstance(in_theory, int) else "unknown in theory"
+    return f"a large copy reads and writes {copy:.0f} GB/s, in this run; the memory's clock and width allow {theory}"
 
 
 def one_table(results: Results, cases: list[Case]) -> Iterator[str]:
@@ -117,18 +126,20 @@ def cell(results: Results, case: Case, name: str, one: Measurement | None, notes
         if name == results.reference(case) and ratios:
             return lines("1", memory)
         why = "" if ratios else notes.mark(f"there is no time of {results.reference(case)} to compare with")
-        return lines(f"**{median(ratios):.2f}** ({spread(ratios, 2)})" if ratios else NO_TIME + why, memory)
+        middle = NOISY if results.noisy(one) else f"**{median(ratios):.2f}**" if ratios else ""
+        return lines(f"{middle} ({spread(ratios, 2)})" if ratios else NO_TIME + why, memory)
     share, taken = results.share_of_copy(one), one.median()
     if taken is None:
         return NO_TIME
     if share is None:  # backward alone: what was made in forward is only handed over
-        return lines(f"**{time_of(taken)}**", memory)
+        return lines(NOISY if results.noisy(one) else f"**{time_of(taken)}**", memory)
     mark = notes.mark(f"no CUDA graph: {one.not_captured}") if one.method == "calls" and one.not_captured else ""
     shares = [100 * share * taken / turn for turn in one.turns()]
     by_calls = one.median("calls")
+    noisy = results.noisy(one)
     return lines(
-        f"**{100 * share:.0f} %** ({spread(shares, 0)}){mark}",
-        ", ".join(filter(None, [f"{one.least_bytes / taken / 1e9:.0f} GB/s", memory])),
+        (NOISY if noisy else f"**{100 * share:.0f} %**") + f" ({spread(shares, 0)}){mark}",
+        ", ".join(filter(None, ["" if noisy else f"{one.least_bytes / taken / 1e9:.0f} GB/s", memory])),
         ", ".join(time_of(t) for t in (by_calls, one.first_seconds) if t is not None),
     )
 
