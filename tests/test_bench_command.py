@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from bench import gpu
 from bench.command import main
 
 ROOT = Path(__file__).parents[1]
@@ -72,16 +75,15 @@ def test_a_cpu_is_measured_shown_and_compared(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "256 x 10" in table
     assert "table.md" in done.stdout
-    same = bench("compare", tmp_path / "results.json", tmp_path / "results.json")
-    assert same.returncode == 0, same.stdout + same.stderr
+    assert in_process(["compare", tmp_path / "results.json", tmp_path / "results.json"]) == (0, "")
 
 
-def test_a_gpu_is_rehearsed_and_gone_on_with(tmp_path: Path) -> None:
+def test_a_gpu_is_rehearsed_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First with no time at all, then with enough: the second finds the first's files."""
     rehearsal = ["gpu", "--rehearse", "--no-tests", "--parts", 2, "--out", tmp_path, *SMALL, "--minutes"]
-    done = bench(*rehearsal, 0.001)
+    monkeypatch.setattr(gpu, "cached_in_one_place", lambda name: None)  # it would stay so for other tests
+    assert in_process([*rehearsal, 0.001]) == (3, "")
     summary = (tmp_path / "summary.md").read_text()
-    assert done.returncode == 3, done.stdout + done.stderr
     assert "a rehearsal on a CPU" in summary
     assert "0 cases measured" in summary and "run the same command again" in summary
 

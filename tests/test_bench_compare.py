@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from bench import contenders, machine, results, suite
 from bench.cases import Case
 from bench.command import main
-from bench.compare import Change, compare, regressed, report, student
+from bench.compare import TOLERANCE, Change, compare, regressed, report, student, verdict
 from bench.contenders import Contender
 from bench.results import BadInput, Measurement, Results
 from bench.work import Run
@@ -60,16 +60,16 @@ def test_it_is_found_in_one_case_among_others() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_two_runs_of_the_same_code_pass(device: str) -> None:
+    """With the tolerance all; without, at 99 % for all intervals together, of 50 comparisons hardly one may fail."""
+    failed = 0
     for seed in range(50):
-        changes = compare(made_results(seed, device), made_results(seed + 1000, device))
-        assert not regressed(changes, everyone=True), report(changes, made_results(seed), made_results(seed))
-
-
-def test_two_runs_of_the_same_code_pass_without_a_tolerance_too() -> None:
-    """The level alone: at 99 % for all together, of 50 comparisons hardly one may fail."""
-    for device in ("cpu", "cuda"):
-        pairs = ((made_results(seed, device), made_results(seed + 1000, device)) for seed in range(25))
-        assert sum(regressed(compare(a, b, 0.0)) for a, b in pairs) <= 1
+        changes = compare(made_results(seed, device), made_results(seed + 1000, device), 0.0)
+        failed += regressed(changes)
+        timed = [change for change in changes if change.low is not None]
+        assert len(timed) >= 20 and "slower" not in {verdict(change, TOLERANCE[change.figure]) for change in timed}
+    assert failed <= 2
+    for seed in range(5):
+        assert not regressed(compare(made_results(seed, device), made_results(seed + 1000, device)), everyone=True)
 
 
 def test_the_interval_covers_the_change_and_its_estimate() -> None:
@@ -196,8 +196,8 @@ def test_memory_that_grew_is_a_regression(before: float, after: float, found: st
         measurement(a, "softxent", CASES[1]).peak_bytes = int(before)
         measurement(b, "softxent", CASES[1]).peak_bytes = int(after)
         changes = compare(a, b)
-        verdict = verdicts(changes, figure="memory")
-        assert verdict.pop(CASES[1]) == found and set(verdict.values()) == {"no more memory"}
+        in_memory = verdicts(changes, figure="memory")
+        assert in_memory.pop(CASES[1]) == found and set(in_memory.values()) == {"no more memory"}
         assert regressed(changes) == (found == "more memory")
         line = f"| {found} | softxent | {CASES[1]} | memory |"
         assert (line in report(changes, a, b)) == (found != "no more memory")

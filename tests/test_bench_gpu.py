@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,10 @@ def test_the_sum_of_the_tests() -> None:
     assert gpu.summary_of_tests({"0": shard}, 3) == "3 passed; 2 of 3 parts are left"
 
 
-def test_shards_of_the_tests_are_all_of_them() -> None:
+def test_shards_of_the_tests_are_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collected in this process, in which the interpreter is installed already."""
+    monkeypatch.setitem(sys.modules, "interpreter", SimpleNamespace(install=lambda: None))
+
     def collected(*options: str) -> list[str]:
         found: list[str] = []
 
@@ -96,6 +100,7 @@ def test_a_case_that_never_ends_ends_with_the_process(
 
     monkeypatch.setattr(suite, "run", hanging)
     monkeypatch.setattr(gpu, "leave", leave)
+    monkeypatch.setattr(gpu, "cached_in_one_place", lambda name: None)
     monkeypatch.setattr(gpu, "GRACE", 0.2)
     small = ["--contenders", "softxent,eager", "--widths", "10", "--dtypes", "float32"]
     main(["gpu", "--rehearse", "--no-tests", "--minutes", "0.001", "--out", str(tmp_path), *small])
