@@ -114,13 +114,25 @@ def test_a_row_of_softmax_that_a_program_holds_fits(itemsize: int, n_matrices: i
                 assert not tile.packed
 
 
-def test_rows_line_up_with_those_of_a_contiguous_matrix() -> None:
-    assert launch.lines_up(1000, 1000, 1, 2, 32, 8)
-    assert launch.lines_up(50257, 50257, 1, 2, 0, 8)
-    assert launch.lines_up(50257, 50265, 1, 2, 0, 8)
-    assert not launch.lines_up(50257, 50304, 1, 2, 0, 8)  # a padded vocabulary
-    assert not launch.lines_up(1000, 1000, 1, 2, 2, 8)
-    assert not launch.lines_up(1000, 1, 256, 2, 0, 8)
+def lines_up(n_cols: int, stride_row: int, stride_col: int, address: int, n_values: int, of: int = 0) -> bool:
+    """16-bit rows with contiguous ones that start `of` bytes after a granule."""
+    return launch.lines_up((n_cols, stride_row, stride_col, 2, address), (n_cols, n_cols, 1, 2, of), n_values)
+
+
+def test_rows_line_up_with_those_of_another_matrix() -> None:
+    assert lines_up(1000, 1000, 1, 32, 8)
+    assert lines_up(50257, 50257, 1, 0, 8)
+    assert lines_up(50257, 50265, 1, 0, 8)
+    assert not lines_up(50257, 50304, 1, 0, 8)  # a padded vocabulary
+    assert not lines_up(1000, 1000, 1, 2, 8)
+    assert lines_up(1000, 1000, 1, 2, 8, of=18)
+    assert not lines_up(1000, 1000, 1, 0, 8, of=18)
+    assert not lines_up(1000, 1, 256, 0, 8)
+    assert lines_up(1000, 0, 1, 0, 8) and not lines_up(1001, 0, 1, 0, 8)  # one row for all
+    half, single = (1001, 1001, 1, 2, 0), (1001, 1001, 1, 4, 4)
+    assert launch.lines_up((1001, 1001, 1, 4, 0), half, 8)  # so many values, each of another size
+    assert not launch.lines_up(single, half, 8)
+    assert launch.lines_up(single, (1001, 1001, 1, 2, 2), 8)
 
 
 def test_no_program_has_more_threads_than_a_gpu_allows() -> None:

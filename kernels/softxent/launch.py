@@ -163,9 +163,15 @@ def whole(
     return None
 
 
-def lines_up(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address: int, granule: int) -> bool:
-    """Whether rows lie in their granules as those of a contiguous matrix do."""
-    return stride_col == 1 and (stride_row - n_cols) % granule == 0 and address % (granule * itemsize) == 0
+Layout = tuple[int, int, int, int, int]  # n_cols, stride_row, stride_col, itemsize, address
+
+
+def lines_up(given: Layout, other: Layout, granule: int) -> bool:
+    """Whether given rows lie in granules, of so many values, as rows of another matrix do."""
+    _, stride_row, stride_col, itemsize, address = given
+    _, other_stride_row, _, other_itemsize, other_address = other
+    apart = address // itemsize - other_address // other_itemsize
+    return stride_col == 1 and (stride_row - other_stride_row) % granule == 0 and apart % granule == 0
 
 
 def softmax(n_cols: int, stride_col: int, itemsize: int, n_matrices: int, device: Device) -> Whole | None:

@@ -66,6 +66,14 @@ class Outputs(NamedTuple):
 
 
 @triton.jit
+def wide(x):
+    """As it is computed."""
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def exp(x):
     """e^x for x <= 0. In float32 as exp2(h), h = fl(x * log2(e)), times 1 + (x - h * ln 2): within a rounding or two,
     where exp2(h) alone is off by |x| of them. NaN stays; below -150 all is 0, and -inf - -inf would be NaN."""
@@ -191,18 +199,19 @@ def load_factor(
     if cotangents.loss is not None:
         r *= tl.load(cotangents.loss + rows * stride_dloss, mask=active, other=0.0).to(dtype)
     if norm_ptr is not None:
-        r = divide(r, load_norm(norm_ptr, NORMS).to(dtype))
+        r = divide(r, load_norm(norm_ptr, NORMS, dtype))
     return r
 
 
 @triton.jit
-def load_norm(norm_ptr, NORMS: tl.constexpr):
-    """The mean's divisor: a given number if NORMS is 0; from its parts, where 0 becomes NaN: nothing to average."""
+def load_norm(norm_ptr, NORMS: tl.constexpr, dtype: tl.constexpr):
+    """The mean's divisor: a number, or what is pointed to, if NORMS is 0; or from its parts, where 0 becomes NaN:
+    nothing to average."""
     if NORMS == 0:
-        n = tl.load(norm_ptr)
+        n = scalar(norm_ptr, dtype)
     else:
-        n = tl.sum(tl.load(norm_ptr + tl.arange(0, NORMS)), 0)
-        n += nan_unless(n != 0.0, n.dtype)
+        n = tl.sum(tl.load(norm_ptr + tl.arange(0, NORMS)), 0).to(dtype)
+        n += nan_unless(n != 0.0, dtype)
     return n
 
 
@@ -425,10 +434,10 @@ def whole_granules(row_ptr, n_cols, GRANULE: tl.constexpr, ODD: tl.constexpr):
 
 @triton.jit
 def first_granule(row_ptr, skip, GRANULE: tl.constexpr):
-    """What Triton cannot see by itself: that this address is a multiple of 16."""
+    """What Triton cannot see by itself: that this address is one of a granule, of 16 bytes or of as many values."""
     row_ptr += skip
     if GRANULE > 1:
-        row_ptr = tl.multiple_of(row_ptr, 16)
+        row_ptr = tl.multiple_of(row_ptr, GRANULE * row_ptr.dtype.element_ty.primitive_bitwidth // 8)
     return row_ptr
 
 

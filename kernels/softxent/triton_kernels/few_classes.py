@@ -28,6 +28,7 @@ from .common import (
     store_stats,
     times_slope,
     weighed_gap,
+    wide,
 )
 
 
@@ -52,6 +53,33 @@ def pack(columns, start: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
         right = pack(columns, start + WIDTH // 2, ROWS, WIDTH // 2)
         x = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), [ROWS, WIDTH])
     return x
+
+
+@triton.jit
+def load_columns(
+    ptr, rows, mask, stride_row, stride_col, N_COLS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """The columns of rows [ROWS] as a tuple, in what they are computed in; WIDTH at a time."""
+    dtype: tl.constexpr = ptr.dtype.element_ty
+    vector = tl.arange(0, WIDTH)[None, :]
+    # Added here: what is said of a function's argument is lost where the function is inlined.
+    row_ptr = tl.multiple_of(ptr + rows * stride_row, WIDTH * dtype.primitive_bitwidth // 8)[:, None]
+    values = ()
+    for start in tl.static_range(0, N_COLS, WIDTH):
+        at = (start + vector).to(tl.int64) * stride_col
+        x = tl.load(row_ptr + at, mask=mask[:, None] & (vector >= 0), other=0.0)
+        values = values + unpack(wide(x), ROWS, WIDTH)
+    return values
+
+
+@triton.jit
+def store_columns(ptr, rows, values, mask, stride_row, N_COLS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    dtype: tl.constexpr = ptr.dtype.element_ty
+    vector = tl.arange(0, WIDTH)[None, :]
+    row_ptr = tl.multiple_of(ptr + rows * stride_row, WIDTH * dtype.primitive_bitwidth // 8)[:, None]
+    for start in tl.static_range(0, N_COLS, WIDTH):
+        x = pack(values, start, ROWS, WIDTH).to(dtype)
+        tl.store(row_ptr + start + vector, x, mask=mask[:, None] & (vector >= 0))
 
 
 @triton.jit
@@ -146,10 +174,8 @@ def rows_step(
             if extras.label_smoothing is not None:
                 g -= smooth * load_column_weight(weight_ptr, j, acc)
             g = tl.where(target == j, at_target, times_slope(g, slope[j], extras))
-            dz = dz + (g.to(dlogits_ptr.dtype.element_ty),)  # noqa: RUF005
-        out = tl.multiple_of(dlogits_ptr + rows * stride_out, width)[:, None]
-        for start in tl.static_range(0, N_COLS, WIDTH):
-            tl.store(out + start + vector, pack(dz, start, ROWS, WIDTH), mask=(rows < n_rows)[:, None] & (vector >= 0))
+            dz = dz + (g,)  # noqa: RUF005
+        store_columns(dlogits_ptr, rows, dz, rows < n_rows, stride_out, N_COLS, ROWS, WIDTH)
     return tl.where(active, loss * load_sample_weight(sample_weight_ptr, rows, active, acc), 0.0)
 
 
@@ -234,7 +260,7 @@ def one_launch_kernel(
     acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.full((), 1.0, acc)
     if norm_ptr is not None:
-        n = load_norm(norm_ptr, 0)
+        n = load_norm(norm_ptr, 0, acc)
     elif MEAN:
         n = tl.zeros((), acc)
         for start in range(0, n_rows, ROWS):

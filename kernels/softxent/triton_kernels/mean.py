@@ -34,7 +34,7 @@ def norm_kernel(
 @triton.jit
 def reduce_kernel(
     loss_ptr,  # [n] losses, or sums of some
-    norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: a sum
+    norm_ptr,  # [NORMS] parts of the mean's divisor; it itself, or a number, with NORMS = 0; or None: a sum
     out_ptr,  # [] out
     n,
     NORMS: tl.constexpr,
@@ -47,7 +47,7 @@ def reduce_kernel(
         loss += tl.load(loss_ptr + at, mask=at < n, other=0.0)
     loss = tl.sum(loss, 0)
     if norm_ptr is not None:
-        loss = divide(loss, load_norm(norm_ptr, NORMS).to(acc))
+        loss = divide(loss, load_norm(norm_ptr, NORMS, acc))
     tl.store(out_ptr, loss.to(out_ptr.dtype.element_ty))
 
 

@@ -25,26 +25,17 @@ from .common import (
     exp,
     exp_for,
     finite_or_zero,
-    first_granule,
     fixed_point,
     from_fixed_point,
     larger_or_nan,
-    power_of_two,
     reciprocal,
     whole_granules,
+    wide,
 )
-from .few_classes import pack, unpack
+from .few_classes import load_columns, store_columns
 from .row_loss import device, layout, stream
 from .streaming import lanes
-from .whole_row import columns, edge_index, max_row, spread, sum_row
-
-
-@triton.jit
-def wide(x):
-    """As it is computed."""
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    return x
+from .whole_row import columns, load_at, max_row, places, spread, store_at, sum_in_any_order, sum_row
 
 
 @triton.jit
@@ -86,30 +77,6 @@ def gradient(dout, out, dot, dtype: tl.constexpr, LOG: tl.constexpr):
 
 
 @triton.jit
-def load_columns(row_ptr, mask, stride_col, N_COLS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The columns of rows [ROWS] as a tuple, in what they are computed in; WIDTH at a time."""
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
-    vector = tl.arange(0, WIDTH)[None, :]
-    row_ptr = tl.multiple_of(row_ptr, WIDTH * dtype.primitive_bitwidth // 8)[:, None]
-    values = ()
-    for start in tl.static_range(0, N_COLS, WIDTH):
-        at = (start + vector).to(tl.int64) * stride_col
-        x = tl.load(row_ptr + at, mask=mask[:, None] & (vector >= 0), other=0.0)
-        values = values + unpack(wide(x), ROWS, WIDTH)
-    return values
-
-
-@triton.jit
-def store_columns(row_ptr, values, mask, N_COLS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
-    vector = tl.arange(0, WIDTH)[None, :]
-    row_ptr = tl.multiple_of(row_ptr, WIDTH * dtype.primitive_bitwidth // 8)[:, None]
-    for start in tl.static_range(0, N_COLS, WIDTH):
-        x = pack(values, start, ROWS, WIDTH).to(dtype)
-        tl.store(row_ptr + start + vector, x, mask=mask[:, None] & (vector >= 0))
-
-
-@triton.jit
 def few_forward_kernel(
     z_ptr,  # [n_rows, N_COLS]
     out_ptr,  # [n_rows, N_COLS] out, contiguous
@@ -125,7 +92,7 @@ def few_forward_kernel(
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = rows < n_rows
-    z = load_columns(z_ptr + rows * stride_row, mask, stride_col, N_COLS, ROWS, GIVEN)
+    z = load_columns(z_ptr, rows, mask, stride_row, stride_col, N_COLS, ROWS, GIVEN)
     m = z[0]
     for j in tl.static_range(1, N_COLS):
         m = tl.maximum(m, z[j])
@@ -138,7 +105,7 @@ def few_forward_kernel(
     out = ()
     for j in tl.static_range(N_COLS):
         out = out + (normalized(z[j], e[j], m, norm, LOG),)  # noqa: RUF005
-    store_columns(out_ptr + rows * N_COLS, out, mask, N_COLS, ROWS, WIDTH)
+    store_columns(out_ptr, rows, out, mask, N_COLS, N_COLS, ROWS, WIDTH)
 
 
 @triton.jit
@@ -158,60 +125,15 @@ def few_backward_kernel(
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = rows < n_rows
-    dout = load_columns(dout_ptr + rows * stride_row, mask, stride_col, N_COLS, ROWS, GIVEN)
-    out = load_columns(out_ptr + rows * N_COLS, mask, 1, N_COLS, ROWS, WIDTH)
+    dout = load_columns(dout_ptr, rows, mask, stride_row, stride_col, N_COLS, ROWS, GIVEN)
+    out = load_columns(out_ptr, rows, mask, N_COLS, 1, N_COLS, ROWS, WIDTH)
     dot = tl.zeros_like(out[0])
     for j in tl.static_range(N_COLS):
         dot += term(dout[j], out[j], LOG)
     dz = ()
     for j in tl.static_range(N_COLS):
         dz = dz + (gradient(dout[j], out[j], dot, dtype, LOG),)  # noqa: RUF005
-    store_columns(dz_ptr + rows * N_COLS, dz, mask, N_COLS, ROWS, WIDTH)
-
-
-@triton.jit
-def places(row_ptr, rows, n_rows, n_cols, BLOCK_M: tl.constexpr, at, GRANULE: tl.constexpr, ODD: tl.constexpr):
-    """Where the contiguous rows at row_ptr are accessed: how many columns lie before the first whole granule, which of
-    `at`, counted from there, are in whole granules, and the columns of the ends; which of those there are."""
-    skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
-    in_range = spread(rows < n_rows, BLOCK_M)
-    mask = in_range & (at < spread(whole, BLOCK_M) if ODD else at < whole)
-    edge_cols, in_edge = at, mask
-    if ODD:
-        edge = edge_index(BLOCK_M, GRANULE)
-        edge_cols, in_edge = edges(edge, n_cols, spread(skip, BLOCK_M), spread(whole, BLOCK_M), GRANULE)
-        in_edge = in_range & in_edge
-    return skip, mask, edge_cols, in_edge
-
-
-@triton.jit
-def load_at(row_ptr, skip, at, mask, stride_col, other: tl.constexpr, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Values, as they are computed. at: columns, counted from `skip`; GRANULE: 1 for value by value."""
-    if GRANULE > 1:
-        values = tl.load(spread(first_granule(row_ptr, skip, GRANULE), BLOCK_M) + at, mask=mask, other=other)
-    else:
-        start_ptr = spread(row_ptr + skip * stride_col, BLOCK_M)
-        values = tl.load(start_ptr + at.to(tl.int64) * stride_col, mask=mask, other=other)
-    return wide(values)
-
-
-@triton.jit
-def store_at(row_ptr, skip, at, mask, values, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr):
-    pos = spread(first_granule(row_ptr, skip, GRANULE), BLOCK_M) + at
-    tl.store(pos, values.to(row_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def sum_in_any_order(terms, edge_terms, BLOCK_M: tl.constexpr):
-    """The sum of float32 of either sign, the same in any order: as integers, whose unit is 2^-44 of the largest's power
-    of two. Of terms that are not finite, what floating point makes of them."""
-    highest = larger_or_nan(max_row(terms, BLOCK_M, True), max_row(edge_terms, BLOCK_M, True))
-    lowest = larger_or_nan(max_row(-terms, BLOCK_M, True), max_row(-edge_terms, BLOCK_M, True))
-    largest = larger_or_nan(highest, lowest)
-    size, per_size = power_of_two(largest)
-    per_size = spread(per_size, BLOCK_M)
-    total = sum_row(fixed_point(terms * per_size), BLOCK_M) + sum_row(fixed_point(edge_terms * per_size), BLOCK_M)
-    return tl.where(largest < float("inf"), from_fixed_point(total) * size, highest - lowest)
+    store_columns(dz_ptr, rows, dz, mask, N_COLS, N_COLS, ROWS, WIDTH)
 
 
 @triton.jit
@@ -240,9 +162,9 @@ def forward_kernel(
     row_ptr, out_row_ptr = z_ptr + rows * stride_row, out_ptr + rows * n_cols
     at = columns(BLOCK_M, BLOCK_N, SPAN)
     skip, mask, edge_cols, in_edge = places(out_row_ptr, rows, n_rows, n_cols, BLOCK_M, at, GRANULE, ODD)
-    z = load_at(row_ptr, skip, at, mask, stride_col, float("-inf"), GIVEN, BLOCK_M)
+    z = wide(load_at(row_ptr, skip, at, mask, stride_col, float("-inf"), GIVEN, BLOCK_M))
     if ODD:
-        z_edge = load_at(row_ptr, 0, edge_cols, in_edge, stride_col, float("-inf"), 1, BLOCK_M)
+        z_edge = wide(load_at(row_ptr, 0, edge_cols, in_edge, stride_col, float("-inf"), 1, BLOCK_M))
         m = spread(larger_or_nan(max_row(z, BLOCK_M, True), max_row(z_edge, BLOCK_M, True)), BLOCK_M)
         e, e_edge = exp_for(z - m, dtype), exp_for(z_edge - m, dtype)
         d = from_fixed_point(sum_row(fixed_point(e), BLOCK_M) + sum_row(fixed_point(e_edge), BLOCK_M))
@@ -282,11 +204,11 @@ def backward_kernel(
     row_ptr, out_row_ptr, dz_row_ptr = dout_ptr + rows * stride_row, out_ptr + rows * n_cols, dz_ptr + rows * n_cols
     at = columns(BLOCK_M, BLOCK_N, SPAN)
     skip, mask, edge_cols, in_edge = places(out_row_ptr, rows, n_rows, n_cols, BLOCK_M, at, GRANULE, ODD)
-    dout = load_at(row_ptr, skip, at, mask, stride_col, 0.0, GIVEN, BLOCK_M)
-    out = load_at(out_row_ptr, skip, at, mask, 1, 0.0, GRANULE, BLOCK_M)
+    dout = wide(load_at(row_ptr, skip, at, mask, stride_col, 0.0, GIVEN, BLOCK_M))
+    out = wide(load_at(out_row_ptr, skip, at, mask, 1, 0.0, GRANULE, BLOCK_M))
     if ODD:
-        dout_edge = load_at(row_ptr, 0, edge_cols, in_edge, stride_col, 0.0, 1, BLOCK_M)
-        out_edge = load_at(out_row_ptr, 0, edge_cols, in_edge, 1, 0.0, 1, BLOCK_M)
+        dout_edge = wide(load_at(row_ptr, 0, edge_cols, in_edge, stride_col, 0.0, 1, BLOCK_M))
+        out_edge = wide(load_at(out_row_ptr, 0, edge_cols, in_edge, 1, 0.0, 1, BLOCK_M))
         dot = sum_in_any_order(term(dout, out, LOG), term(dout_edge, out_edge, LOG), BLOCK_M)
         dot = spread(dot, BLOCK_M)
         store_at(dz_row_ptr, 0, edge_cols, in_edge, gradient(dout_edge, out_edge, dot, dtype, LOG), 1, BLOCK_M)
@@ -325,7 +247,7 @@ def stream_forward_kernel(
     last = n_cols // width * width
     for start in range(0, last, UNROLL * THREADS * VECTOR):
         at = start + lane
-        z = load_at(row_ptr, 0, at, at < last, stride_col, float("-inf"), 1 if ODD else GIVEN, 1)
+        z = wide(load_at(row_ptr, 0, at, at < last, stride_col, float("-inf"), 1 if ODD else GIVEN, 1))
         m_new = tl.maximum(m, tl.max(tl.max(z, 2), 0))
         shift = finite_or_zero(m_new)
         e = exp_for(z - shift[None, :, None], dtype)
@@ -337,11 +259,11 @@ def stream_forward_kernel(
     skip, whole = whole_granules(out_row_ptr, n_cols, GRANULE, ODD)
     for start in range(0, whole, 4 * THREADS * VECTOR):
         at = start + tl.arange(0, 4 * THREADS * VECTOR)
-        z = load_at(row_ptr, skip, at, at < whole, stride_col, float("-inf"), GIVEN, 1)
+        z = wide(load_at(row_ptr, skip, at, at < whole, stride_col, float("-inf"), GIVEN, 1))
         store_at(out_row_ptr, skip, at, at < whole, normalized(z, exp_for(z - m, dtype), m, norm, LOG), GRANULE, 1)
     if ODD:
         cols, mask = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
-        ends = load_at(row_ptr, 0, cols, mask, stride_col, float("-inf"), 1, 1)
+        ends = wide(load_at(row_ptr, 0, cols, mask, stride_col, float("-inf"), 1, 1))
         store_at(out_row_ptr, 0, cols, mask, normalized(ends, exp_for(ends - m, dtype), m, norm, LOG), 1, 1)
 
 
@@ -373,21 +295,21 @@ def stream_backward_kernel(
     last = n_cols // width * width
     for start in range(0, last, UNROLL * THREADS * VECTOR):
         at = start + lane
-        dout = load_at(row_ptr, 0, at, at < last, stride_col, 0.0, 1 if ODD else GIVEN, 1)
+        dout = wide(load_at(row_ptr, 0, at, at < last, stride_col, 0.0, 1 if ODD else GIVEN, 1))
         if not LOG:
-            dout *= load_at(out_row_ptr, 0, at, at < last, 1, 0.0, width, 1)
+            dout *= wide(load_at(out_row_ptr, 0, at, at < last, 1, 0.0, width, 1))
         dot += tl.sum(tl.sum(dout, 2), 0)
     dot = tl.sum(dot, 0)
     skip, whole = whole_granules(out_row_ptr, n_cols, GRANULE, ODD)
     for start in range(0, whole, 2 * THREADS * VECTOR):
         at = start + tl.arange(0, 2 * THREADS * VECTOR)
-        dout = load_at(row_ptr, skip, at, at < whole, stride_col, 0.0, GIVEN, 1)
-        out = load_at(out_row_ptr, skip, at, at < whole, 1, 0.0, GRANULE, 1)
+        dout = wide(load_at(row_ptr, skip, at, at < whole, stride_col, 0.0, GIVEN, 1))
+        out = wide(load_at(out_row_ptr, skip, at, at < whole, 1, 0.0, GRANULE, 1))
         store_at(dz_row_ptr, skip, at, at < whole, gradient(dout, out, dot, dtype, LOG), GRANULE, 1)
     if ODD:
         cols, mask = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
-        dends = load_at(row_ptr, 0, cols, mask, stride_col, 0.0, 1, 1)
-        ends = load_at(out_row_ptr, 0, cols, mask, 1, 0.0, 1, 1)
+        dends = wide(load_at(row_ptr, 0, cols, mask, stride_col, 0.0, 1, 1))
+        ends = wide(load_at(out_row_ptr, 0, cols, mask, 1, 0.0, 1, 1))
         store_at(dz_row_ptr, 0, cols, mask, gradient(dends, ends, dot, dtype, LOG), 1, 1)
 
 
@@ -428,7 +350,7 @@ def _launch(kernels: tuple[triton.JITFunction, ...], tensors: tuple[Tensor, ...]
             )
             return
         granule, odd = launch.access(n_cols, n_cols, 1, itemsize, 0)
-        lines_up = launch.lines_up(*layout(given), granule)
+        lines_up = launch.lines_up(layout(given), (n_cols, n_cols, 1, itemsize, 0), granule)
         options = {"LOG": log, "GRANULE": granule, "ODD": odd, "GIVEN": granule if lines_up else 1}
         tile = launch.softmax(n_cols, given.stride(1), itemsize, len(tensors) - 1, device())
         if tile is None:

@@ -26,6 +26,7 @@ from .common import (
     logit_map,
     loss_of_target,
     moment_of,
+    power_of_two,
     smoothing,
     store_stats,
     times_slope,
@@ -96,6 +97,51 @@ def edge_index(BLOCK_M: tl.constexpr, GRANULE: tl.constexpr):
         return tl.arange(0, 2)[:, None, None] * GRANULE + tl.arange(0, GRANULE)[None, None, :]
     else:
         return tl.arange(0, 2 * GRANULE)
+
+
+@triton.jit
+def places(row_ptr, rows, n_rows, n_cols, BLOCK_M: tl.constexpr, at, GRANULE: tl.constexpr, ODD: tl.constexpr):
+    """Where the contiguous rows at row_ptr are accessed: how many columns lie before the first whole granule, which of
+    `at`, counted from there, are in whole granules, and the columns of the ends; which of those there are."""
+    skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
+    in_range = spread(rows < n_rows, BLOCK_M)
+    mask = in_range & (at < spread(whole, BLOCK_M) if ODD else at < whole)
+    edge_cols, in_edge = at, mask
+    if ODD:
+        edge = edge_index(BLOCK_M, GRANULE)
+        edge_cols, in_edge = edges(edge, n_cols, spread(skip, BLOCK_M), spread(whole, BLOCK_M), GRANULE)
+        in_edge = in_range & in_edge
+    return skip, mask, edge_cols, in_edge
+
+
+@triton.jit
+def load_at(row_ptr, skip, at, mask, stride_col, other: tl.constexpr, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Values at columns that are counted from `skip`. GRANULE: 1 for value by value."""
+    if GRANULE > 1:
+        values = tl.load(spread(first_granule(row_ptr, skip, GRANULE), BLOCK_M) + at, mask=mask, other=other)
+    else:
+        start_ptr = spread(row_ptr + skip * stride_col, BLOCK_M)
+        values = tl.load(start_ptr + at.to(tl.int64) * stride_col, mask=mask, other=other)
+    return values
+
+
+@triton.jit
+def store_at(row_ptr, skip, at, mask, values, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr):
+    pos = spread(first_granule(row_ptr, skip, GRANULE), BLOCK_M) + at
+    tl.store(pos, values.to(row_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sum_in_any_order(terms, edge_terms, BLOCK_M: tl.constexpr):
+    """The sum of float32 of either sign, the same in any order: as integers, whose unit is 2^-44 of the largest's power
+    of two. Of terms that are not finite, what floating point makes of them."""
+    highest = larger_or_nan(max_row(terms, BLOCK_M, True), max_row(edge_terms, BLOCK_M, True))
+    lowest = larger_or_nan(max_row(-terms, BLOCK_M, True), max_row(-edge_terms, BLOCK_M, True))
+    largest = larger_or_nan(highest, lowest)
+    size, per_size = power_of_two(largest)
+    per_size = spread(per_size, BLOCK_M)
+    total = sum_row(fixed_point(terms * per_size), BLOCK_M) + sum_row(fixed_point(edge_terms * per_size), BLOCK_M)
+    return tl.where(largest < float("inf"), from_fixed_point(total) * size, highest - lowest)
 
 
 @triton.jit
