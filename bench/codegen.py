@@ -32,6 +32,7 @@ SCALED = {"z_loss": 1e-4, "logit_scale": 0.5, "sample_weight": True}
 CAPPED = {"softcap": 30.0, "weight": True}
 STATS = {"stats": "of all rows"}
 DIFFERENTIATED = {"stats": "differentiated"}
+SOFT = {"op": "soft_target"}
 BEYOND: tuple[dict[str, Any], ...] = (SCALED, CAPPED, STATS, DIFFERENTIATED)  # what PyTorch has not
 
 
@@ -48,6 +49,11 @@ class Case(NamedTuple):
 
 READS = {  # of a matrix, where it is not 1
     "streaming.step_kernel": 2,
+    "soft_target.few_step_kernel": 2,
+    "soft_target.step_kernel": 2,
+    "soft_target.stream_forward_kernel": 2,
+    "soft_target.stream_step_kernel": 4,
+    "soft_target.stream_backward_kernel": 2,
     "softmax.backward_kernel": 2,
     "softmax.stream_forward_kernel": 2,
     "softmax.stream_backward_kernel": 4,
@@ -84,8 +90,17 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
                 yield Case(dtype, n_cols, {"cluster": True})
             if n_cols in few:
                 yield Case(dtype, n_cols, {"n_rows": 256})
-            if n_cols == 1000 or (not brief and n_cols in (10, 50257)):
-                yield Case(dtype, n_cols, {"op": "soft_target"})
+            if n_cols in (10, 100, 1000, 1001, 32768, 50257, 131072) or not brief:
+                yield Case(dtype, n_cols, SOFT)
+                if n_cols in (10, 1000, 1001) or not brief:
+                    yield Case(dtype, n_cols, SOFT | {"dtarget": True})
+                    yield Case(dtype, n_cols, SOFT | WEIGHTED | {"dtarget": True})
+                    if dtype in ("float32", "bfloat16"):
+                        yield Case(dtype, n_cols, SOFT | CAPPED | SCALED)
+                if n_cols > 65536 or not brief:
+                    yield Case(dtype, n_cols, SOFT | {"reduction": "none"})
+                if dtype == "bfloat16" and n_cols > 32:
+                    yield Case(dtype, n_cols, SOFT | {"target": "float32"})
             if n_cols in (10, 1000, 1001, 32768, 50257, 131072) or (not brief and n_cols > 32):
                 for op in ("softmax", "log_softmax"):
                     yield Case(dtype, n_cols, {"op": op})
@@ -106,7 +121,8 @@ def run(case: Case) -> None:
         return
     target = torch.zeros(n_rows, dtype=torch.int64)
     if op == "soft_target":
-        target = torch.zeros_like(logits).requires_grad_()
+        dtarget, of = options.pop("dtarget", False), options.pop("target", case.dtype)
+        target = torch.zeros_like(logits, dtype=getattr(torch, of), requires_grad=dtarget)
     if "weight" in options:
         options["weight"] = torch.ones(case.n_cols, dtype=dtype)
     if "sample_weight" in options:
@@ -149,20 +165,20 @@ def resident_warps(registers: int, warps: int) -> int:
 
 
 def per_value(row: dict[str, Any]) -> float | None:
-    """Instructions for each value of a row; None for kernels of probabilities, and of no rows."""
+    """Instructions for each value of a row; None for kernels of no rows."""
     constants, threads, n_cols = row["constants"], row["threads"], row["n_cols"]
     module = row["kernel"].split(".")[0]
     if "ROWS" in constants:
         return float(row["instructions"] * threads / (constants["ROWS"] * n_cols))
-    if module == "whole_row" or (module == "softmax" and "BLOCK_M" in constants):
+    if "BLOCK_M" in constants:
         return float(row["instructions"] * threads * constants.get("num_ctas", 1) / (constants["BLOCK_M"] * n_cols))
     if module == "packed_row":
         return float(row["instructions"] * threads / n_cols)
-    if row["kernel"] == "streaming.backward_kernel":
+    if row["kernel"] in ("streaming.backward_kernel", "soft_target.stream_backward_kernel"):
         return float(row["instructions"] * threads / constants["BLOCK"])
-    if module in ("streaming", "softmax"):
+    if module in ("streaming", "softmax", "soft_target"):
         values = constants["THREADS"] * constants["VECTOR"]
-        at_once = 2 if row["kernel"] == "softmax.stream_backward_kernel" else 4
+        at_once = 2 if row["kernel"] in ("softmax.stream_backward_kernel", "soft_target.stream_step_kernel") else 4
         values = constants["UNROLL"] * values, at_once * values  # of the sums' loop, and of what is written
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
@@ -181,6 +197,8 @@ def narrow(row: dict[str, Any]) -> bool:
     if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
         return False
     singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
+    if odd and "weight" in row["options"].split() and row["kernel"].startswith("soft_target"):  # which starts elsewhere
+        singles = 0, singles[1]
     if odd and "stream" in row["kernel"]:  # summed value by value: their bits must not depend on alignment
         singles = 0, singles[1]
     return bool(

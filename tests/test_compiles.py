@@ -30,8 +30,10 @@ KERNELS = {
     "mean.norm_kernel",
     "mean.reduce_kernel",
     "mean.scale_kernel",
-    "soft_target.forward_kernel",
-    "soft_target.backward_kernel",
+    *(
+        f"soft_target.{rows}_kernel"
+        for rows in ("few_step", "step", "stream_step", "stream_forward", "stream_backward")
+    ),
     *(f"softmax.{rows}{way}_kernel" for rows in ("", "few_", "stream_") for way in ("forward", "backward")),
 }
 

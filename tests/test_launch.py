@@ -1,23 +1,14 @@
 """The launch table: pure, and within what Triton and the kernels allow."""
 
+import itertools
+from typing import Any
+
 import pytest
 
 from softxent import launch
 
 HOPPER, BLACKWELL, AMD = launch.Device(32, 90), launch.Device(32, 100), launch.Device(64, 0)
 WIDTHS = (1, 2, 3, 10, 16, 17, 33, 64, 65, 512, 513, 1000, 4096, 4097, 16384, 32768, 50257, 65536, 262144)
-
-
-@pytest.mark.parametrize("acc_bytes", [4, 8])
-def test_tiles_are_powers_of_two_that_cover_the_row_or_fill_the_budget(acc_bytes: int) -> None:
-    for n_cols in WIDTHS:
-        budget = launch.VALUES[n_cols > 512][1][acc_bytes]
-        tile = launch.tile(n_cols, acc_bytes)
-        for size in tile:
-            assert size > 0 and size & (size - 1) == 0
-        assert tile.block_n < 2 * n_cols
-        assert tile.block_n >= n_cols or tile.block_n == budget
-        assert tile.block_m * tile.block_n <= budget
 
 
 PLAIN, SMOOTHED = launch.Holds(), launch.Holds(smoothing=True)
@@ -135,6 +126,55 @@ def test_rows_line_up_with_those_of_another_matrix() -> None:
     assert launch.lines_up(single, (1001, 1001, 1, 2, 2), 8)
 
 
+def soft_target(
+    n_cols: int,
+    itemsize: int,
+    device: launch.Device,
+    *,
+    odd: bool = False,
+    target_itemsize: int = 0,
+    lines_up: bool = True,
+    holds: launch.Holds = PLAIN,
+) -> launch.Whole | None:
+    """Of rows that lie in granules, or not."""
+    stride = n_cols + (1 if odd else -n_cols % 16)
+    target_itemsize = target_itemsize or itemsize
+    return launch.soft_target(n_cols, stride, 1, itemsize, 0, target_itemsize, lines_up, holds, device)
+
+
+def test_rows_are_held_with_their_probabilities_where_the_registers_hold_both() -> None:
+    def held(itemsize: int, device: launch.Device = HOPPER, **how: Any) -> int:
+        """The widest rows."""
+        widths = [n - 16 * bool(how.get("odd")) for n in (2048, 4096, 8192, 16384, 32768, 65536)]
+        return max(n for n in widths if soft_target(n, itemsize, device, **how) is not None)
+
+    for device in (HOPPER, BLACKWELL, AMD):
+        assert held(4, device) == held(2, device) == held(2, device, target_itemsize=4) == 16384
+        assert held(4, device, odd=True) == held(2, device, odd=True) == 8176
+        for holds, widest in ((SMOOTHED, 8192), (launch.Holds(softcap=True), 4096)):
+            assert held(2, device, holds=holds) == held(4, device, holds=holds) == widest
+            assert held(2, device, holds=holds, odd=True) == held(4, device, holds=holds, odd=True) == 4080
+        assert held(2, device, lines_up=False) == held(4, device, lines_up=False, odd=True) + 16 == 4096
+        assert [held(8, device, holds=holds) for holds in (PLAIN, SMOOTHED)] == [4096, 2048]
+        assert held(4, device, target_itemsize=8) == 4096
+
+
+def test_a_row_that_is_held_with_its_probabilities_fits() -> None:
+    for device in (HOPPER, BLACKWELL, AMD):
+        for n_cols, itemsize, odd, holds in itertools.product(
+            [n for n in WIDTHS if n > launch.FEW],
+            (2, 4, 8),
+            (False, True),
+            (PLAIN, SMOOTHED, launch.Holds(softcap=True)),
+        ):
+            tile = soft_target(n_cols, itemsize, device, odd=odd, holds=holds)
+            if tile is not None:
+                threads = tile.num_warps * device.warp_size
+                assert n_cols <= tile.block_n < max(65, 2 * n_cols)
+                assert threads <= 1024 and tile.block_m * tile.block_n >= threads
+                assert tile.num_warps & (tile.num_warps - 1) == 0
+
+
 def test_no_program_has_more_threads_than_a_gpu_allows() -> None:
     for device in (HOPPER, BLACKWELL, AMD):
         for holds in (PLAIN, SMOOTHED, launch.Holds(softcap=True), launch.Holds(stats=True)):
@@ -155,6 +195,5 @@ def test_accesses_to_few_classes_are_as_wide_as_every_row_allows() -> None:
     assert launch.vector(10, 1, 256, 4, 0) == 1
 
 
-def test_power_of_two_from_and_cdiv() -> None:
-    assert [launch.power_of_two_from(n) for n in (0, 1, 2, 3, 4, 5, 1000)] == [1, 1, 2, 4, 4, 8, 1024]
+def test_cdiv() -> None:
     assert [launch.cdiv(n, 64) for n in (0, 1, 64, 65)] == [0, 1, 1, 2]

@@ -140,3 +140,138 @@ def test_ignore_index_with_probabilities_raises_as_in_torch() -> None:
     for op in (F.cross_entropy, fused_softmax_xent):
         with pytest.raises(RuntimeError, match="ignore_index"):
             op(torch.zeros(2, 3), torch.zeros(2, 3), ignore_index=1)
+
+
+# Few classes, tiles of rows, a row a program, streamed rows; of odd length too.
+WIDTHS = (10, 101, 1000, 1001, 17001)
+
+
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_the_bits_of_a_row_do_not_depend_on_the_batch_or_on_where_it_lies(
+    path: str, device: torch.device, n_cols: int, dtype: torch.dtype
+) -> None:
+    logits, target = (x.repeat(5, 1) for x in make((1, n_cols), dtype, device))  # an odd one starts anywhere
+    target = target * torch.where(torch.arange(n_cols, device=device) % 3 == 0, -1, 1).to(dtype)
+    weight = torch.linspace(0.5, 2, n_cols, dtype=dtype, device=device)
+    for options in ({}, {"weight": weight, "label_smoothing": 0.1, "softcap": 5.0}):
+        results = []
+        for rows in (slice(None), slice(3, 4)):
+            z, t = logits[rows].requires_grad_(), target[rows].requires_grad_()
+            loss = fused_softmax_xent(z, t, reduction="none", **options)  # type: ignore[arg-type]
+            results.append((loss.detach(), *torch.autograd.grad(loss, (z, t), torch.ones_like(loss))))
+            total = fused_softmax_xent(z, t, reduction="sum", **options)  # type: ignore[arg-type]
+            results[-1] += torch.autograd.grad(total, (z, t))
+        for found in zip(*results, strict=True):
+            for result in found:
+                assert (result == found[0][0]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n_cols", [10, 1001, 17000])
+def test_any_backward_pass_gives_the_same_gradient_times_what_comes_in(
+    path: str, device: torch.device, n_cols: int, dtype: torch.dtype
+) -> None:
+    logits, target = (x.requires_grad_() for x in make((2, n_cols), dtype, device))
+    before = logits.detach().clone(), target.detach().clone()
+    loss = fused_softmax_xent(logits, target)
+    once, twice = (torch.autograd.grad(loss, (logits, target), retain_graph=True) for _ in range(2))
+    four = torch.autograd.grad(loss, (logits, target), torch.full_like(loss, 4.0), retain_graph=True)
+    (alone,) = torch.autograd.grad(loss, target)
+    for first, second, scaled in zip(once, twice, four, strict=True):
+        assert torch.equal(first, second)
+        if dtype != torch.float16:  # which has no room for the same digits of a smaller number
+            assert torch.equal(scaled, first * 4)
+    assert torch.equal(alone, once[1])
+    assert torch.equal(logits, before[0]) and torch.equal(target, before[1])
+
+
+@pytest.mark.parametrize(
+    ("n_cols", "dtype"),
+    [(n_cols, dtype) for n_cols in (10, 101, 1000) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+    + [(5001, torch.bfloat16)],
+    ids=str,
+)
+def test_rows_that_lie_anywhere(path: str, device: torch.device, n_cols: int, dtype: torch.dtype) -> None:
+    """Off their granules, in padded rows, apart from each other; the target in one place for all rows too."""
+    memory = torch.rand(3, 2 * n_cols + 32, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+    views = [
+        memory[:, 1 : n_cols + 1],
+        memory[:, :n_cols],
+        memory[1:, 16 : n_cols + 16],
+        memory[:, : 2 * n_cols : 2],
+        memory.view(-1)[: 3 * n_cols].view(n_cols, 3).t(),
+        memory[:1, 3 : n_cols + 3].expand(3, n_cols),
+    ]
+    for i, z in enumerate(views[:5]):
+        for t in (views[i], views[(i + 1) % 6]):
+            z, t = z[:2], t[:2]
+            found = run_as_it_lies(z, t)
+            torch.testing.assert_close(found, run_as_it_lies(z.contiguous(), t.contiguous()))
+
+
+def run_as_it_lies(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z, t = logits.detach().requires_grad_(), target.detach().requires_grad_()
+    loss = fused_softmax_xent(z, t, label_smoothing=0.1)
+    return loss.detach(), *torch.autograd.grad(loss, (z, t))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("n_cols", [10, 100, 1001, 17001])
+def test_logits_and_target_of_different_dtypes(path: str, device: torch.device, n_cols: int) -> None:
+    logits, target = make((5, n_cols), torch.float32, device)
+    exact = run(F.cross_entropy, logits.bfloat16().double(), target.bfloat16().double())
+    halves = torch.bfloat16, torch.float16
+    for dtypes in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64)):
+        found = run(
+            fused_softmax_xent, *(x.bfloat16().to(dtype) for x, dtype in zip((logits, target), dtypes, strict=True))
+        )
+        for result, right, dtype in zip(found, exact, (dtypes[0], *dtypes), strict=True):
+            assert result.dtype == dtype
+            bound = (0.02 if dtype in halves else 1e-4) * right.abs().max()
+            assert (result.double() - right).abs().max() <= bound
+
+
+@pytest.mark.parametrize("n_cols", WIDTHS)
+def test_rows_of_sample_weight_0_are_left_out_whatever_is_in_them(path: str, device: torch.device, n_cols: int) -> None:
+    logits, target = make((6, n_cols), torch.float32, device)
+    weights = torch.tensor([0, 2, 0, 0.5, 1, 0], device=device)
+    hard_logits, hard_target = logits.clone(), target.clone()
+    hard_logits[0], hard_logits[2], hard_target[5] = float("nan"), float("-inf"), float("inf")
+    for options in ({"z_loss": 0.1, "softcap": 30.0}, {"reduction": "none"}):
+        expected = run(fused_softmax_xent, logits, target, sample_weight=weights, **options)
+        found = run(fused_softmax_xent, hard_logits, hard_target, sample_weight=weights, **options)
+        for result, same in zip(found, expected, strict=True):
+            assert torch.equal(result, same)
+        assert not found[1][weights == 0].any() and not found[2][weights == 0].any()
+
+
+@pytest.mark.parametrize("n_cols", [10, 101, 1001, 17001])
+def test_either_gradient_alone(path: str, device: torch.device, n_cols: int) -> None:
+    """Of constant logits none is made."""
+    logits, target = make((4, n_cols), torch.float32, device)
+    _, dlogits, dtarget = run_as_it_lies(logits, target)
+    z, t = logits.clone().requires_grad_(), target.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(fused_softmax_xent(z, target, label_smoothing=0.1), z)[0], dlogits)
+    assert torch.equal(torch.autograd.grad(fused_softmax_xent(logits, t, label_smoothing=0.1), t)[0], dtarget)
+
+
+@pytest.mark.parametrize("n_cols", [10, 101, 1000, 1001, 17001])
+def test_hard_rows(path: str, device: torch.device, n_cols: int) -> None:
+    inf, nan = float("inf"), float("nan")
+    logits, target = make((9, n_cols), torch.float32, device)
+    logits[0], logits[1] = logits[0] * 1e4, logits[1] + 1e6
+    logits[2, : n_cols // 2], target[2, : n_cols // 2] = -inf, 0
+    logits[3], logits[4, -1], logits[5, 0] = -inf, nan, inf
+    target[6], target[7] = 0, -target[7]
+    loss, dlogits, dtarget = run(fused_softmax_xent, logits, target, reduction="none")
+    assert loss[3:6].isnan().all() and dlogits[3:6].isnan().all()
+    torchs = run(F.cross_entropy, logits, target, reduction="none")
+    exact = run(F.cross_entropy, logits.double(), target.double(), reduction="none")
+    for ours, theirs, right in zip((loss, dlogits, dtarget), torchs, exact, strict=True):
+        for row in (0, 1, 6, 7, 8):  # apart: the error that one row excuses is no excuse for the others
+            assert_as_exact_as_torch(ours[row], theirs[row], right[row], f"row {row}")
+    kept = slice(n_cols // 2, None)
+    right = F.cross_entropy(logits[2:3, kept].double(), target[2:3, kept].double())
+    torch.testing.assert_close(loss[2].double(), right, rtol=1e-5, atol=1e-6)
+    assert not dlogits[2, : n_cols // 2].any() and dtarget[2, kept].isfinite().all()

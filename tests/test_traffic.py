@@ -202,6 +202,52 @@ def test_launches_of_a_step(
     assert len(launches) + len(of_torch) <= most, (launches, of_torch)
 
 
+def soft_example(
+    n_rows: int, n_cols: int, dtype: torch.dtype, stride: int | None = None, dtarget: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits, and probabilities that lie as they do."""
+    logits, _ = example(n_rows, n_cols, dtype, stride)
+    other, _ = example(n_rows, n_cols, dtype, stride)
+    target = (other.detach().flip(0) / 8).exp() if stride is None else other.detach()
+    return logits, target.requires_grad_(dtarget)
+
+
+def matrices(launches: list[Launch], logits: Tensor) -> tuple[float, float]:
+    """Multiples of B that were loaded of logits and target, and stored of their gradients; no more than a little of
+    anything else."""
+    loaded = stored = others = 0
+    for one in launches:
+        for moved, ours in ((one.loaded, ("logits_ptr", "target_ptr")), (one.stored, ("dlogits_ptr", "dtarget_ptr"))):
+            size = sum(moved.get(name, 0) for name in ours)
+            others += sum(moved.values()) - size
+            loaded, stored = (loaded + size, stored) if moved is one.loaded else (loaded, stored + size)
+    assert others <= PER_ROW * len(logits) + 4096
+    size = logits.numel() * logits.itemsize
+    return loaded / size, stored / size
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [*HELD[:3], (9, 1001), (3, 8001), (3, 16000), (2, 32000)], ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_with_probabilities_moves_each_matrix_once(
+    path: str, dtype: torch.dtype, shape: tuple[int, int], padded: bool
+) -> None:
+    """Logits and target in, their gradients out; but for rows that no program holds with their probabilities, which are
+    read again. Forward alone reads both once at any width."""
+    stride = shape[1] + 3 if padded else None
+    for dtarget in (False, True):
+        logits, target = soft_example(*shape, dtype, stride, dtarget)
+        with counted() as launches, torch.no_grad():
+            fused_softmax_xent(logits, target)
+        assert matrices(launches, logits) == (2, 0)
+        with counted() as launches:
+            fused_softmax_xent(logits, target).backward()
+        odd = padded or shape[1] % 8 > 0
+        held = shape[1] <= launch.SPILLS // (1 + odd)
+        assert matrices(launches, logits) == (2 if held else 4, 1 + dtarget)
+        assert len(launches) <= 3 + dtarget
+
+
 def moved_by(op: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, float]:
     """Multiples of B that forward and backward load and store, of matrices, which is all that they have."""
     matrix = z.numel() * z.itemsize

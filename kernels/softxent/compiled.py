@@ -28,7 +28,7 @@ def row_loss_and_stats(inputs: Inputs, options: Options, names: list[str]) -> li
 def soft_loss(inputs: Inputs, options: Options) -> Tensor:
     """The loss of each row [n_rows] against probabilities."""
     logits, target, weight, sample_weight, _, logit_scale = inputs
-    loss: Tensor = soft_target_loss(logits, target, weight, sample_weight, logit_scale, _numbers(options))[0]
+    loss: Tensor = soft_target_loss(logits, target, weight, sample_weight, logit_scale, _numbers(options))
     return loss
 
 
@@ -45,12 +45,6 @@ def _options(numbers: Tensor, ignore_index: int = -100) -> Options:
 
 def _acc(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
-
-
-def _row_stats(logits: Tensor, count: int) -> list[Tensor]:
-    """Numbers that the kernels keep of each row; torch operations keep none."""
-    n_rows = logits.shape[0] if uses_kernels(logits) else 0
-    return [logits.new_empty(n_rows, dtype=_acc(logits)) for _ in range(count)]
 
 
 @torch.library.custom_op("softxent::row_loss", mutates_args=())
@@ -152,19 +146,19 @@ def soft_target_loss(
     sample_weight: Tensor | None,
     logit_scale: Tensor | None,
     numbers: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of each row against its row of probabilities; m, d and a of each row, where the kernels ran."""
+) -> Tensor:
+    """The loss of each row against its row of probabilities."""
     if len(logits) == 0:
-        return logits.new_zeros(0, dtype=_acc(logits)), *_row_stats(logits, 3)  # type: ignore[return-value]
-    kept = uses_kernels(logits)
+        return logits.new_zeros(0, dtype=_acc(logits))
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    loss, stats = implementation(logits, "soft_target").forward(inputs, _options(numbers), kept)
-    return loss, *(stats if kept else _row_stats(logits, 3))  # type: ignore[return-value]
+    module = implementation(logits, "soft_target")
+    loss, *_ = module.forward(inputs, _options(numbers), _acc(logits), False, False, frozenset())
+    return loss  # type: ignore[no-any-return]
 
 
 @soft_target_loss.register_fake
-def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return logits.new_empty(logits.shape[0], dtype=_acc(logits)), *_row_stats(logits, 3)  # type: ignore[return-value]
+def _(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=_acc(logits))
 
 
 @torch.library.custom_op("softxent::soft_target_backward", mutates_args=())
@@ -177,17 +171,15 @@ def soft_target_backward(
     logit_scale: Tensor | None,
     numbers: Tensor,
     needs_dtarget: bool,
-    m: Tensor,
-    d: Tensor,
-    a: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the logits and of the target, contiguous; of the target an empty one if it is not wanted."""
     if len(logits) == 0:
         return logits.new_zeros(logits.shape), target.new_zeros(target.shape if needs_dtarget else 0)
     module = implementation(logits, "soft_target")
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    dlogits, dtarget = module.backward(dloss, inputs, _options(numbers), needs_dtarget, [m, d, a], False)
-    return dlogits, target.new_empty(0) if dtarget is None else dtarget
+    kept = [None, None, None]
+    dlogits, dtarget = module.backward(dloss, inputs, _options(numbers), kept, False, True, needs_dtarget)
+    return dlogits.contiguous(), target.new_empty(0) if dtarget is None else dtarget.contiguous()
 
 
 @soft_target_backward.register_fake
@@ -200,19 +192,17 @@ def _(
     logit_scale: Any,
     numbers: Any,
     needs_dtarget: bool,
-    *_: Any,
 ) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape), target.new_empty(target.shape if needs_dtarget else 0)
 
 
-def _keep_soft_target(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output[1:])
+def _keep_soft_target(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-def _soft_target_gradient(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    inputs, stats = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+def _soft_target_gradient(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
     needs_dtarget = ctx.needs_input_grad[1]
-    dlogits, dtarget = torch.ops.softxent.soft_target_backward(dloss, *inputs, needs_dtarget, *stats)
+    dlogits, dtarget = torch.ops.softxent.soft_target_backward(dloss, *ctx.saved_tensors, needs_dtarget)
     return dlogits, dtarget if needs_dtarget else None, None, None, None, None
 
 

@@ -21,7 +21,6 @@ from .checks import (
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats, empty_stats
 from .row_loss import row_loss
-from .soft_target import soft_target_loss
 from .transforms import in_transform
 
 STATS = ("lse", "entropy", "target_logprob", "prediction", "correct")
@@ -286,10 +285,9 @@ def _of_rows(
         return loss.to(loss_dtype), stats
     if not soft:
         return row_loss(inputs, options, loss_dtype, inplace, kernel_stats)
-    loss = soft_target_loss(inputs, options, inplace)
-    loss = _reduced(loss, inputs._replace(sample_weight=None), options).to(loss_dtype)
+    loss, stats = row_loss(inputs, options, loss_dtype, inplace)
     if not wanted:
-        return loss, Stats()
+        return loss, stats
     if inputs.logits.shape[1] == 0:
         none = {name: -1 if name == "prediction" else float("nan") for name in kernel_stats}
         stats = empty_stats(kernel_stats, inputs.logits)

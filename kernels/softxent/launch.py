@@ -88,22 +88,6 @@ class Whole(NamedTuple):
     num_ctas: int = 1  # programs of a cluster, which hold a row together
 
 
-# For kernels that walk their rows: values in a tile, by the largest n_cols and by the bytes of the dtype that they are
-# computed in. Twice as many spill where rows of an odd length need a mask and an address a value.
-VALUES = ((512, {4: 1024, 8: 512}), (1 << 62, {4: 4096, 8: 512}))
-
-
-class Tile(NamedTuple):
-    block_m: int  # rows
-    block_n: int  # columns, a power of two
-    num_warps: int
-
-
-def power_of_two_from(n: int) -> int:
-    """The smallest power of two >= n."""
-    return 1 << max(0, n - 1).bit_length()
-
-
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -194,6 +178,39 @@ def softmax(n_cols: int, stride_col: int, itemsize: int, n_matrices: int, device
     return None
 
 
+def soft_target(
+    n_cols: int,
+    stride_row: int,
+    stride_col: int,
+    itemsize: int,
+    address: int,
+    target_itemsize: int,
+    target_lines_up: bool,
+    holds: Holds,
+    device: Device,
+) -> Whole | None:
+    """The tile for rows of logits that a program holds with their rows of probabilities; None: they are streamed.
+
+    holds.smoothing: or class weights. More threads share a row where more is held, and where sums of integers, of odd
+    rows, take registers.
+    """
+    how = access(n_cols, stride_row, stride_col, itemsize, address)
+    if n_cols > BY_VALUE and (how.granule == 1 or not target_lines_up):
+        return None
+    tiles = WHOLE[max(4, itemsize, target_itemsize)]
+    widest = min(tiles[-1][0], SPILLS) // (2 if how.odd else 1) // (2 if any(holds) else 1)
+    if holds.softcap:
+        widest = min(widest, SPILLS // 4)
+    for block_n, block_m, num_warps in tiles:
+        if n_cols <= block_n <= widest:
+            most = THREADS // device.warp_size // (2 if how.odd else 1)
+            if block_m == 1:
+                times = 4 if holds.softcap or (how.odd and (any(holds) or itemsize != target_itemsize)) else 2
+                num_warps = min(times * num_warps, most, block_n // (how.granule * device.warp_size))
+            return Whole(block_m, block_n, num_warps, how)
+    return None
+
+
 def unroll(itemsize: int, holds: Holds, device: Device) -> int:
     """Vectors that a thread loads at a time where rows are streamed: fewer where more is summed, or it would spill."""
     vectors = 2 if itemsize == 8 else 4
@@ -212,15 +229,3 @@ def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address
 def norms(n_rows: int) -> int:
     """Programs that share the counting of targets; each leaves a part for the kernels to add up."""
     return 1 if n_rows <= 16 * NORM else MANY
-
-
-def tile(n_cols: int, acc_bytes: int, n_matrices: int = 1) -> Tile:
-    """The tile for rows of n_cols values of so many matrices, each value computed in acc_bytes (4 or 8).
-
-    Wide rows go one at a time, few classes many rows at a time, but no more than 64: more buys nothing, and a small
-    batch should still spread over the device.
-    """
-    values = next(values[acc_bytes] for limit, values in VALUES if n_cols <= limit) // n_matrices
-    block_n = min(power_of_two_from(n_cols), values)
-    block_m = min(64, values // block_n) if n_cols <= VALUES[0][0] else 1
-    return Tile(block_m, block_n, num_warps=4 if block_m * block_n * n_matrices <= 2048 else 8)

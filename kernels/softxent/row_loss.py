@@ -3,9 +3,13 @@
 Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Triton kernels. Each gives
 
     forward(inputs, options, dtype, needs_grad, inplace, wanted) -> loss, stats, kept
-    backward(dloss, dstats, inputs, options, kept, inplace) -> dlogits
 
-and may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
+and, in `row_loss` for class indices and in `soft_target` for probabilities, which have a gradient and no stats,
+
+    backward(dloss, dstats, inputs, options, kept, inplace) -> dlogits
+    backward(dloss, inputs, options, kept, inplace, needs_dlogits, needs_dtarget) -> dlogits, dtarget
+
+which may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
 inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
 passes on one graph gives the same gradient; but with `inplace` the gradient goes over the logits, in the pass that
 makes it, and is had once. Where a stat has an incoming gradient, that of the logits is made anew, in backward. Where a
@@ -35,7 +39,7 @@ def row_loss(
     wanted: frozenset[str] = NOTHING,
 ) -> tuple[Tensor, Stats]:
     """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean; and the stats wanted."""
-    learned = inputs.logits.requires_grad or (inputs.logit_scale is not None and inputs.logit_scale.requires_grad)
+    learned = any(x is not None and x.requires_grad for x in (inputs.logits, inputs.target, inputs.logit_scale))
     needs_grad = torch.is_grad_enabled() and learned  # inside the Function it cannot be known
     out = RowLoss.apply(*inputs, options, dtype, needs_grad, inplace, wanted)
     return (out[0], Stats(*out[1:])) if wanted else (out, Stats())
@@ -47,13 +51,13 @@ class RowLoss(torch.autograd.Function):
         inputs = Inputs(*arguments[:6])
         options, dtype, needs_grad, inplace, wanted = arguments[6:]
         logits = inputs.logits
-        if len(logits) == 0:
+        if inputs.target.numel() == 0:
             loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
         else:
-            module = implementation(logits, "row_loss")
+            module = implementation(logits, _kind(inputs))
             loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
         if needs_grad:
-            written = inplace and len(logits) > 0 and kept[0] is not None
+            written = inplace and inputs.target.numel() > 0 and kept[0] is not None
             if written:
                 torch.autograd.graph.increment_version(logits)
                 ctx.version = logits._version
@@ -80,11 +84,17 @@ class RowLoss(torch.autograd.Function):
                 raise RuntimeError("the logits, which hold their gradient after inplace=True, were written to since")
             inputs = inputs._replace(logits=ctx.kept[0])
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
-        if higher_order:
-            dlogits, dscale = _gradients_by_reference(dloss, dstats, inputs, options)
-            return dlogits, *[None] * 4, dscale, *[None] * 5
-        if len(logits) == 0 or not given:
+        if higher_order and inputs.target.numel():
+            dlogits, dtarget, dscale = _gradients_by_reference(dloss, dstats, inputs, options)
+            return dlogits, dtarget, *[None] * 3, dscale, *[None] * 5
+        dtarget = None
+        if inputs.target.numel() == 0 or not given:
             dlogits = torch.zeros_like(logits)
+            dtarget = torch.zeros_like(inputs.target) if ctx.needs_input_grad[1] else None
+        elif inputs.target.is_floating_point():
+            wanted = ctx.needs_input_grad[:2]
+            module = implementation(logits, "soft_target")
+            dlogits, dtarget = module.backward(dloss, inputs, options, ctx.kept, ctx.inplace, *wanted)
         else:
             kept = ctx.kept
             if dloss is None:  # no gradient of a loss that may be undefined, or divided by nothing
@@ -95,12 +105,16 @@ class RowLoss(torch.autograd.Function):
             dlogits = module.backward(dloss, dstats, inputs, options, kept, ctx.inplace)
         if ctx.inplace:
             ctx.kept = None
-            torch.autograd.graph.increment_version(dlogits)
+            torch.autograd.graph.increment_version(logits)
         dscale = None
         if ctx.needs_input_grad[5]:
             assert scale is not None
             dscale = _gradient_of_scale(dlogits, logits, scale)
-        return dlogits, *[None] * 4, dscale, *[None] * 5
+        return dlogits, dtarget, *[None] * 3, dscale, *[None] * 5
+
+
+def _kind(inputs: Inputs) -> str:
+    return "soft_target" if inputs.target.is_floating_point() else "row_loss"
 
 
 def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
@@ -116,13 +130,15 @@ def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor
 
 def _gradients_by_reference(
     dloss: Tensor | None, dstats: Stats, inputs: Inputs, options: Options
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of the logits and of their scale, by torch operations, which may be recorded or batched."""
+) -> tuple[Tensor | None, ...]:
+    """Of the logits, the target and the scale, by torch operations, which may be recorded or batched."""
     record = torch.is_grad_enabled()
     with torch.enable_grad():
-        z = inputs.logits.view_as(inputs.logits)  # an alias, or the hooks of the logits would run here as well
-        s = None if inputs.logit_scale is None else inputs.logit_scale.view_as(inputs.logit_scale)
-        inputs = inputs._replace(logits=z, logit_scale=s)
+        z, t, s = (  # aliases, or their hooks would run here as well
+            None if x is None else x.view_as(x) for x in (inputs.logits, inputs.target, inputs.logit_scale)
+        )
+        assert z is not None and t is not None
+        inputs = inputs._replace(logits=z, target=t, logit_scale=s)
         pairs = []
         if dloss is not None:
             pairs.append((reference.softmax_xent(inputs, options), dloss))
@@ -131,16 +147,15 @@ def _gradients_by_reference(
             pairs += [(getattr(stats, name), getattr(dstats, name)) for name in DIFFERENTIABLE]
             pairs = [(y, dy) for y, dy in pairs if dy is not None]
     outputs, grads = [y for y, _ in pairs], [dy.to(y.dtype) for y, dy in pairs]
-    leaves = [x for x in (z, s) if x is not None and x.requires_grad]
+    leaves = [x for x in (z, t, s) if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(outputs, leaves, grads, create_graph=record))
-    dlogits, dscale = (next(found) if x is not None and x.requires_grad else None for x in (z, s))
-    return dlogits, dscale
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in (z, t, s))
 
 
 def _loss_of_nothing(inputs: Inputs, options: Options) -> Tensor:
-    rows = inputs.logits.new_zeros(0, dtype=torch.promote_types(inputs.logits.dtype, torch.float32))
+    rows = inputs.logits.new_zeros(len(inputs.logits), dtype=torch.promote_types(inputs.logits.dtype, torch.float32))
     if options.reduction == "none":
         return rows
     if options.reduction == "mean" and inputs.normalizer is not None:
         return rows.sum() / inputs.normalizer[0]
-    return rows.sum() if options.reduction == "sum" else rows.mean()
+    return rows.sum() if options.reduction == "sum" else rows.sum() / 0

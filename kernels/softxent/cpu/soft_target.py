@@ -1,4 +1,4 @@
-"""Cross-entropy of each row of logits against a row of probabilities, in torch operations.
+"""Cross-entropy of rows of logits against rows of probabilities, in torch operations.
 
 Same mathematics as triton_kernels/soft_target.py, from log p = log_softmax(z), some rows at a time, k the largest:
 
@@ -7,22 +7,25 @@ Same mathematics as triton_kernels/soft_target.py, from log p = log_softmax(z), 
     dloss/dz_j = (a + 2 * zeta * lse) * p_j - c_j
     dloss/dt_j = -(1 - eps) * w_j * log p_j
 
-all of it times the sample weight of the row.
+all of it times the sample weight of the row, and over n for the mean. The gradients are made in backward.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..options import Inputs, Options
+from ..options import Inputs, Options, Stats
 from .row_loss import map_, slope, sum_rows
 
 CHUNK = 1 << 19  # values of log p at a time
 
 
-def forward(inputs: Inputs, options: Options, needs_grad: bool) -> tuple[Tensor, list[Tensor]]:
-    """The loss of each row [n_rows], in float32 or float64. `backward` needs nothing more."""
+def forward(
+    inputs: Inputs, options: Options, dtype: torch.dtype, needs_grad: bool, inplace: bool, wanted: frozenset[str]
+) -> tuple[Tensor, Stats, list[Any]]:
+    """The loss in `dtype`, no stats, and that no gradient is kept for `backward`."""
     losses = []
     for _, log_p, c, lse in _chunks(inputs, options):
         loss = sum_rows(c * log_p)[:, 0].neg_()
@@ -34,21 +37,27 @@ def forward(inputs: Inputs, options: Options, needs_grad: bool) -> tuple[Tensor,
     loss = torch.cat(losses)
     if inputs.sample_weight is not None:
         loss = torch.where(inputs.sample_weight == 0, 0, loss * inputs.sample_weight.to(loss.dtype))
-    return loss, []
+    if options.reduction != "none":
+        loss = loss.sum() / _divisor(inputs, options)
+    return loss.to(dtype), Stats(), [None]
 
 
 def backward(
-    dloss: Tensor,  # [n_rows]
+    dloss: Tensor,  # () or, for reduction="none", [n_rows]
     inputs: Inputs,
     options: Options,
-    needs_dtarget: bool,
-    stats: list[Tensor],
+    kept: list[Any],
     inplace: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the logits and, if wanted, of the target, in the dtypes of those."""
+    needs_dlogits: bool,
+    needs_dtarget: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of logits and target that are wanted, each in its dtype."""
     logits, target, weight, sample_weight, _, _ = inputs
-    dlogits = logits.detach() if inplace else logits.new_empty(logits.shape)
+    dlogits = (logits.detach() if inplace else logits.new_empty(logits.shape)) if needs_dlogits else None
     dtarget = target.new_empty(target.shape) if needs_dtarget else None
+    dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
+    if options.reduction != "none":
+        dloss = (dloss / _divisor(inputs, options)).expand(len(logits))
     if sample_weight is not None:
         dloss = dloss * sample_weight.to(dloss.dtype)
     for rows, log_p, c, lse in _chunks(inputs, options):
@@ -58,6 +67,8 @@ def backward(
             w = 1 if weight is None else weight.to(log_p.dtype)
             found = log_p * w * (options.label_smoothing - 1) * r
             dtarget[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
+        if dlogits is None:
+            continue
         a = sum_rows(c)
         if lse is not None:
             a = a + 2 * options.z_loss * lse
@@ -66,6 +77,12 @@ def backward(
             found.mul_(slope(logits[rows].to(found.dtype), inputs, options))
         dlogits[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
     return dlogits, dtarget
+
+
+def _divisor(inputs: Inputs, options: Options) -> Tensor | int:
+    if options.reduction == "sum":
+        return 1
+    return len(inputs.logits) if inputs.normalizer is None else inputs.normalizer[0]
 
 
 def _chunks(inputs: Inputs, options: Options) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:

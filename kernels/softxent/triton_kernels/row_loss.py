@@ -37,8 +37,8 @@ def forward(
     inputs = _contiguous(inputs)
     logits, reduction = inputs.logits, options.reduction
     acc = torch.promote_types(logits.dtype, torch.float32)
-    now = needs_grad and _in_forward(logits, reduction)
-    dlogits = _gradient_like(logits, inplace) if now else None
+    now = needs_grad and in_forward(logits, reduction)
+    dlogits = gradient_like(logits, inplace) if now else None
     stats = empty_stats(wanted, logits) if wanted else NO_STATS
     holds = _holds(inputs, options, wanted)
     with on_device_of(logits):
@@ -61,7 +61,7 @@ def forward(
             summed = reduction != "none"
             loss = _step(inputs, options, holds, extras, norm, NO_COTANGENTS, outputs, dlogits, summed)
         if reduction != "none":
-            loss = _reduce(loss, norm, inputs, dtype)
+            loss = reduced(loss, norm, _norms(norm, inputs), dtype)
     return loss, stats, [dlogits, norm, kept, holds]
 
 
@@ -79,11 +79,11 @@ def backward(
     inputs = _contiguous(inputs)
     logits, reduction = inputs.logits, options.reduction
     n_rows, acc = len(logits), torch.promote_types(logits.dtype, torch.float32)
-    at_once = all(x is None for x in dstats) and _in_forward(logits, reduction)  # the same bits as in forward
+    at_once = all(x is None for x in dstats) and in_forward(logits, reduction)  # the same bits as in forward
     with on_device_of(logits):
         if dlogits is None or not at_once:
             if dlogits is None:
-                dlogits = _gradient_like(logits, inplace)
+                dlogits = gradient_like(logits, inplace)
             extras = numbers(inputs, options)
             cotangents = NO_COTANGENTS
             if not at_once:
@@ -93,7 +93,7 @@ def backward(
             if _is_tiny(logits, reduction):
                 _one_launch(inputs, options, extras, cotangents, outputs, dlogits)
                 if at_once:
-                    _scale(dlogits, dloss, acc, inplace)
+                    scale_by(dlogits, dloss, acc, inplace)
                 return dlogits
             if norm is None:
                 norm = _norm(inputs, options)
@@ -112,7 +112,7 @@ def backward(
             else:
                 _step(inputs, options, holds, extras, norm, cotangents, outputs, dlogits, False)
         if at_once:
-            _scale(dlogits, dloss, acc, inplace)
+            scale_by(dlogits, dloss, acc, inplace)
     return dlogits
 
 
@@ -143,7 +143,7 @@ def _is_tiny(logits: Tensor, reduction: str) -> bool:
     return logits.shape[1] <= launch.FEW and logits.shape[0] <= launch.ONE_LAUNCH and reduction != "none"
 
 
-def _in_forward(logits: Tensor, reduction: str) -> bool:
+def in_forward(logits: Tensor, reduction: str) -> bool:
     return reduction != "none" and logits.dtype != torch.float16
 
 
@@ -178,8 +178,9 @@ def _streams(inputs: Inputs, holds: launch.Holds) -> bool:
     return inputs.logits.shape[1] > launch.FEW and _tile(inputs, holds) is None
 
 
-def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
-    """An empty [n_rows, n_cols], contiguous if that will do: its rows lie in their granules as those of the logits."""
+def gradient_like(logits: Tensor, inplace: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty [n_rows, n_cols], contiguous if that will do: its rows lie in their granules as those of the logits.
+    dtype: default that of the logits."""
     if inplace:
         return logits.detach()
     n_rows, n_cols = logits.shape
@@ -187,8 +188,8 @@ def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
     lead = logits.data_ptr() % 16 // logits.itemsize if odd else 0
     stride = n_cols + (logits.stride(0) - n_cols) % granule
     if n_cols <= launch.FEW or (lead == 0 and stride == n_cols):
-        return logits.new_empty(n_rows, n_cols)
-    return logits.new_empty(lead + n_rows * stride)[lead:].view(n_rows, stride)[:, :n_cols]
+        return logits.new_empty(n_rows, n_cols, dtype=dtype)
+    return logits.new_empty(lead + n_rows * stride, dtype=dtype)[lead:].view(n_rows, stride)[:, :n_cols]
 
 
 def _norms(norm: Tensor | None, inputs: Inputs) -> int:
@@ -415,14 +416,14 @@ def _norm(inputs: Inputs, options: Options) -> Tensor | None:
     return norm
 
 
-def _reduce(loss: Tensor, norm: Tensor | None, inputs: Inputs, dtype: torch.dtype) -> Tensor:
-    """The sum of the losses, divided by the norm."""
+def reduced(loss: Tensor, norm: Tensor | int | None, norms: int, dtype: torch.dtype) -> Tensor:
+    """The sum of the losses, divided by the norm. norms: the kernel's NORMS."""
     out = loss.new_empty((), dtype=dtype)
-    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=_norms(norm, inputs), BLOCK=launch.NORM)
+    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, BLOCK=launch.NORM)
     return out
 
 
-def _scale(dlogits: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) -> None:
+def scale_by(dlogits: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) -> None:
     """dlogits *= dloss. What lies between the rows is scaled too, as one long row, unless it is somebody else's."""
     n_rows, n_cols = dlogits.shape
     stride = dlogits.stride(0)
