@@ -233,7 +233,12 @@ def main() -> None:
     softmaxes, softmax_reasons = pretend.peers("softmax")
     print(f"torch {torch.__version__.split('+')[0]}, triton {triton.__version__}, in Triton's interpreter\n")
     print(*pretend.versions(found | softmaxes, reasons | softmax_reasons), sep="\n")
-    for title, lines in (("Cross-entropy", cross_entropy(found)), ("Softmax", softmax(softmaxes))):
+    sections = (
+        ("Cross-entropy", cross_entropy(found)),
+        ("Cross-entropy with probabilities", matrices(found, "cross_entropy", "soft", ("softxent", "eager"))),
+        ("Softmax", matrices(softmaxes, "softmax", "mean", ("softxent-softmax", "eager-softmax"))),
+    )
+    for title, lines in sections:
         print(f"\n## {title}\n")
         for line in lines:
             print(line, flush=True)
@@ -267,14 +272,15 @@ def cross_entropy(found: dict[str, Contender]) -> Iterator[str]:
                 )
 
 
-def softmax(found: dict[str, Contender]) -> Iterator[str]:
-    here = [contenders.load(name, "cpu") for name in ("softxent-softmax", "eager-softmax")]
+def matrices(found: dict[str, Contender], op: str, kind: str, names: tuple[str, str]) -> Iterator[str]:
+    """Of ops that read and write matrices: B that are moved, beside the least."""
+    here = [contenders.load(name, "cpu") for name in names]
     yield row("n_rows x n_cols", "dtype", "mode", "least", "softxent", "eager PyTorch", *found)
     yield "|---|---|---|" + "---:|" * (3 + len(found))
     for n_rows, n_cols in (shape for shape in SHAPES if shape[1] <= 65536):
         for dtype in ("bfloat16", "float32"):
             for mode in ("forward", "step"):
-                case = Case("softmax", n_rows, n_cols, dtype, mode)
+                case = Case(op, n_rows, n_cols, dtype, mode, kind)
                 yield row(
                     *(f"{n_rows} x {n_cols}", dtype, mode, f"{case.least_bytes / case.matrix_bytes:.2f}"),
                     *(moved_by(one, case, on_gpu=False) for one in here),
