@@ -195,5 +195,6 @@ def test_accesses_to_few_classes_are_as_wide_as_every_row_allows() -> None:
     assert launch.vector(10, 1, 256, 4, 0) == 1
 
 
-def test_cdiv() -> None:
+def test_power_of_two_from_and_cdiv() -> None:
+    assert [launch.power_of_two_from(n) for n in (0, 1, 2, 3, 4, 5, 1000)] == [1, 1, 2, 4, 4, 8, 1024]
     assert [launch.cdiv(n, 64) for n in (0, 1, 64, 65)] == [0, 1, 1, 2]

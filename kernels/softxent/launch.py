@@ -88,6 +88,11 @@ class Whole(NamedTuple):
     num_ctas: int = 1  # programs of a cluster, which hold a row together
 
 
+def power_of_two_from(n: int) -> int:
+    """The smallest power of two >= n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
