@@ -24,7 +24,7 @@ def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "CLUSTERS", True)
 
 
-@pytest.mark.parametrize("n_cols", [70001, 70008, 131072])
+@pytest.mark.parametrize("n_cols", [90001, 90008, 131072])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_loss_and_gradient(path: str, device: torch.device, n_cols: int, dtype: torch.dtype) -> None:
     check(*make(2, n_cols, dtype, device), reduction="mean")
@@ -42,7 +42,7 @@ def test_equal_logits_of_the_widest_odd_row_do_not_overflow_their_integers(path:
 @pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
 def test_the_logits_are_read_once(path: str, device: torch.device) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        logits, target = make(2, 70001, dtype, device)
+        logits, target = make(2, 90001, dtype, device)
         with counted() as launches:
             step(fused_softmax_xent, logits.requires_grad_(), target)
         (rows,) = (launch for launch in launches if launch.kernel == "step_kernel")
@@ -52,7 +52,7 @@ def test_the_logits_are_read_once(path: str, device: torch.device) -> None:
 
 def test_only_where_they_compile_without_spills(path: str) -> None:
     hopper, ampere, amd = launch.Device(32, 90), launch.Device(32, 80), launch.Device(64, 0)
-    for n_cols, itemsize, ctas in ((70000, 2, 4), (70001, 2, 4), (262144, 2, 8), (65536, 4, 4), (262144, 4, 8)):
+    for n_cols, itemsize, ctas in ((90000, 2, 4), (90001, 2, 4), (262144, 2, 8), (65536, 4, 4), (262144, 4, 8)):
         tile = launch.whole(n_cols, n_cols, 1, itemsize, 0, launch.Holds(), hopper)
         assert tile is not None and tile.num_ctas == ctas and tile.block_n // ctas <= 32768
         for device in (ampere, amd):

@@ -21,8 +21,8 @@ CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
     "float16": ((5, 1001), torch.float16, {}),
     "packed": ((2, 40001), torch.bfloat16, {}),
     "streamed": ((2, 40001), torch.float32, {"label_smoothing": 0.1}),
-    "streamed, none": ((2, 40001), torch.float32, {"reduction": "none"}),
-    "streamed, float16": ((2, 70001), torch.float16, {"weight": True}),
+    "streamed, none": ((2, 60001), torch.float32, {"reduction": "none"}),
+    "streamed, float16": ((2, 90001), torch.float16, {"weight": True}),
     "probabilities": ((5, 1001), torch.float32, {"label_smoothing": 0.1, "soft": True}),
 }
 
