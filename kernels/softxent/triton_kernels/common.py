@@ -128,11 +128,12 @@ def divide(a, b):
 
 @triton.jit
 def scalar(value, dtype: tl.constexpr):
-    """A float argument, or what it points to, as `dtype`; in the interpreter it is a Python float still: no .to()."""
+    """A float argument, or what it points to, as `dtype`; in the interpreter it is a Python float still: no .to().
+    Less 0: plus 0 would make 0 of -0, by which a mean is divided to -inf."""
     if hasattr(value, "dtype"):
         if value.dtype.is_ptr():
             value = tl.load(value)
-    return (value + tl.zeros((), dtype)).to(dtype)
+    return (value - tl.zeros((), dtype)).to(dtype)
 
 
 @triton.jit
