@@ -170,7 +170,7 @@ def step_kernel(
     totals = gaps
     firsts = tl.full([THREADS], NOWHERE, tl.int32)
     kept = ()
-    done = bits_of(gaps + shift)
+    done = bits_of(gaps + shift)  # of every thread, as what `after` waits for
     for k in tl.static_range(CHUNKS):
         at = k * CHUNK + lane
         mask = active & (at < whole)
