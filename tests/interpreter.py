@@ -1,7 +1,9 @@
-"""Triton's interpreter, made to notice what it lets pass, and the launches counted.
+"""Triton's interpreter, made to notice what it lets pass and to lose less time, and the launches counted.
 
     rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
-    larger_or_nan   a reduction of ours, which it would do value by value in Python
+    reductions   with a function of ours are done value by value in Python there; here pair by pair, all pairs at once
+    patches      the language is patched there at every call of a function; here once a launch
+    dtypes       are looked up there in a table made anew every time
     bfloat16     is added and multiplied as the integers that its bits are; here as floats, rounded
     fma          is two roundings there; here, as on a GPU, one
     names        of the language that a module has under its own, `cast = tl.cast`, work too
@@ -12,6 +14,7 @@ Works with Triton 3.6 to 3.9. Import after TRITON_INTERPRET=1 is set.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +39,8 @@ def install() -> None:
     apply_impl = triton_interpreter.ReduceOps.apply_impl
     cast, call = Builder.cast_impl, Grid.__call__
     load, store = Builder.create_masked_load, Builder.create_masked_store
-    binary_op = Builder.binary_op
+    binary_op, patch = Builder.binary_op, triton_interpreter._patch_lang
+    patched: dict[frozenset[str], Any] = {}  # in this launch, by the modules of the language that a function knows
 
     def get_bf16(self: Any, value: Any) -> Any:
         return triton_interpreter.TensorHandle(round_to_bfloat16(np.array([value], np.float32)), tl.bfloat16)
@@ -59,9 +63,9 @@ def install() -> None:
 
     def reduce(self: Any, inputs: Any) -> Any:
         values = inputs[0] if isinstance(inputs, tuple) else inputs
-        if getattr(self.combine_fn, "__name__", "") == "larger_or_nan":
-            largest = np.max(values.handle.data, axis=self.axis, keepdims=self.keep_dims)
-            return self.to_tensor(largest, values.dtype)
+        if not self.combine_fn.fn.__module__.startswith("triton."):
+            out = reduce_in_pairs(self, (values,) if values is inputs else inputs)
+            return out[0] if values is inputs else out
         if values.dtype.scalar == tl.bfloat16 and (values is inputs or len(inputs) == 1):
             wide = self.to_tensor(from_bfloat16(values.handle.data), tl.float32)
             out = apply_impl(self, wide if values is inputs else (wide,))
@@ -76,6 +80,12 @@ def install() -> None:
         check_bounds(pointers, mask)
         return store(self, pointers, value, as_bool(mask), *rest)
 
+    def patch_lang(function: Any) -> Any:
+        language = frozenset(value.__name__ for value in function.__globals__.values() if value in (tl, tl.core))
+        if language not in patched:
+            patched[language] = patch(function)
+        return patched[language]
+
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _launched.append(self.fn.__name__)
         bind_late(self.fn.__globals__)
@@ -84,6 +94,7 @@ def install() -> None:
         _bounds[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # -inf - -inf and the like are tested by their results
+            patched.clear()
             return call(self, *args, **kwargs)
 
     Builder.cast_impl, Builder.create_fma = cast_impl, create_fma
@@ -91,6 +102,32 @@ def install() -> None:
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
     triton_interpreter.ReduceOps.apply_impl = reduce
     Grid.__call__ = launch
+    triton_interpreter._patch_lang = patch_lang
+    of_scalar = functools.cache(triton_interpreter._get_np_dtype)
+    triton_interpreter._get_np_dtype = lambda dtype: (
+        np.dtype(np.uint64) if dtype.scalar.is_ptr() else of_scalar(dtype.scalar)
+    )
+
+
+def reduce_in_pairs(reduction: Any, inputs: tuple[Any, ...]) -> list[Any]:
+    """Neighbours are combined, then what came of them with its neighbour, until one is left: in order, as it need not
+    commute."""
+    dtypes, axis = [value.dtype for value in inputs], reduction.axis
+    left = [
+        np.moveaxis(value.handle.data, axis, 0) if axis is not None else value.handle.data.ravel() for value in inputs
+    ]
+    while len(left[0]) > 1:
+        pairs = [
+            reduction.to_tensor(data[i::2], dtype) for i in (0, 1) for data, dtype in zip(left, dtypes, strict=True)
+        ]
+        out = reduction.combine_fn.fn(*pairs)
+        left = [value.handle.data for value in (out if isinstance(out, tuple) else (out,))]
+    if reduction.keep_dims:
+        rank = inputs[0].handle.data.ndim
+        left = [np.moveaxis(data, 0, axis) if axis is not None else data.reshape((1,) * rank) for data in left]
+    else:
+        left = [data[0] for data in left]
+    return [reduction.to_tensor(data, dtype) for data, dtype in zip(left, dtypes, strict=True)]
 
 
 def bind_late(names: dict[str, Any]) -> None:
