@@ -2,7 +2,7 @@
 
     python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
     python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
-    python bench/codegen.py cuda:90 --json       a JSON object a kernel
+    python bench/codegen.py cuda:90 --json       a JSON object a kernel, instructions only where they have a budget
 
 Triton's wheel has the whole tool chain, and the operation's own host code runs, on tensors without data: each kernel is
 compiled as a launch on that device would compile it. In a process of its own, without TRITON_INTERPRET.
@@ -138,8 +138,8 @@ def run(case: Case) -> None:
         found.loss.backward()
 
 
-def measure(target: str, brief: bool) -> Iterator[dict[str, Any]]:
-    """What was made of each kernel that is new with a case."""
+def measure(target: str, brief: bool, all_counted: bool = True) -> Iterator[dict[str, Any]]:
+    """What was made of each kernel that is new with a case; its instructions counted, or only where `has_budget`."""
     from offline import Offline
 
     backend, arch = target.split(":")
@@ -155,7 +155,10 @@ def measure(target: str, brief: bool) -> Iterator[dict[str, Any]]:
                 row["resident_warps"] = (
                     resident_warps(kernel.registers, kernel.threads // 32) if backend == "cuda" else 0
                 )
-                yield row | {"per_value": per_value(row)}
+                if all_counted or has_budget(row):
+                    row["instructions"], row["loops"] = kernel.count()
+                    row["per_value"] = per_value(row)
+                yield row
             compiled.clear()
 
 
@@ -206,18 +209,19 @@ def narrow(row: dict[str, Any]) -> bool:
     )
 
 
-def over_budget(row: dict[str, Any]) -> bool:
-    """Whether rows of 1000 values and more need more instructions than a Hopper has time for while their bytes pass.
-
-    An H200 issues 15.6 instructions a value while it reads 2 bytes at 4.3 TB/s: 7.8 a byte that has to move. Rows that
-    lie in granules, plain: label smoothing and stats sum more, a softcap is computed, odd rows have ends, and float64
-    has units of its own.
-    """
+def has_budget(row: dict[str, Any]) -> bool:
+    """On a Hopper, rows of 1000 values and more that lie in granules, plain: label smoothing and stats sum more, a
+    softcap is computed, odd rows have ends, and float64 has units of its own."""
     constants = row["constants"]
-    if row["target"] != "cuda:90" or row["per_value"] is None or row["n_cols"] < 1000 or row["dtype"] == "float64":
-        return False
     more = any(name in row["options"] for name in ("label_smoothing", "softcap", "stats"))
-    if more or constants.get("ODD") or constants.get("GRANULE", 1) == 1:
+    plain = not more and not constants.get("ODD") and constants.get("GRANULE", 1) > 1
+    return bool(row["target"] == "cuda:90" and row["n_cols"] >= 1000 and row["dtype"] != "float64" and plain)
+
+
+def over_budget(row: dict[str, Any]) -> bool:
+    """Whether there are more instructions than a Hopper has time for while the bytes pass: an H200 issues 15.6 a value
+    while it reads 2 bytes at 4.3 TB/s, 7.8 a byte that has to move."""
+    if not has_budget(row) or row["per_value"] is None:
         return False
     itemsize = 4 if row["dtype"] == "float32" else 2
     reads = READS.get(row["kernel"], 1)
@@ -267,7 +271,7 @@ def main() -> None:
         print(f"{versions}. Loads and stores: those of 16 bytes + narrower ones.")
     for target in arguments.targets:
         rows = []
-        for row in measure(target, arguments.brief):
+        for row in measure(target, arguments.brief, all_counted=not arguments.json):
             rows.append(row)
             if arguments.json:
                 print(json.dumps(row), flush=True)

@@ -68,6 +68,7 @@ def compiled(contender: Contender, case: Case, target: str, ours: bool) -> Itera
         row = kernel.as_dict() | {"n_cols": case.n_cols, "options": ""}
         if row["kernel"].startswith("mean."):  # ours: sums of a number a row, and the gradient's scale, which is 1
             continue
+        row["instructions"], row["loops"] = kernel.count()
         values = codegen.per_value(row) if ours else per_value(row)
         block = next((row["constants"][key] for key in BLOCKS if key in row["constants"]), "")
         yield (

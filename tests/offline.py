@@ -41,10 +41,15 @@ class Compiled:
     wide_stores: int
     stores: int
     distributed: int  # accesses to the shared memory of a cluster's other programs (PTX)
-    instructions: int
-    loops: list[int]  # the instructions of each innermost loop
+    code: str | bytes  # AMD's assembly, or a cubin
 
-    as_dict = asdict
+    def as_dict(self) -> dict[str, Any]:
+        """All but the code."""
+        return {name: value for name, value in asdict(self).items() if name != "code"}
+
+    def count(self) -> tuple[int, list[int]]:
+        """The instructions, and those of each innermost loop. The disassembler takes most of a second."""
+        return _loops(_amdgcn(self.code) if isinstance(self.code, str) else _sass(self.code))
 
 
 class _Driver(DriverBase):  # type: ignore[misc]
@@ -110,34 +115,30 @@ class Offline:
 
     def _inspect(self, name: str, constants: dict[str, Any], binary: Any) -> Compiled:
         if self.target.backend == "hip":
-            text = binary.asm["amdgcn"]
+            text = code = binary.asm["amdgcn"]
             registers = _last_int(r"\.vgpr_count:\s+(\d+)", text)
             spills = 4 * _last_int(r"\.vgpr_spill_count:\s+(\d+)", text)  # scalar registers spill into others
             stack = _last_int(r"\.private_segment_fixed_size:\s+(\d+)", text)
             memory = r"(?:global|buffer)_{}_dwordx4", r"(?:global|buffer)_{}_"
-            code = _amdgcn(text)
         else:
-            text = binary.asm["ptx"]
-            log = _ptxas(text, self.target.arch)
-            registers = _last_int(r"Used (\d+) registers", log)
-            spills = _last_int(r"(\d+) bytes spill stores", log) + _last_int(r"(\d+) bytes spill loads", log)
-            stack = _last_int(r"(\d+) bytes stack frame", log)
+            text, code = binary.asm["ptx"], binary.asm["cubin"]
+            used = _tool("cuobjdump", "-res-usage", code)
+            registers, stack, spills = _last_int(r"REG:(\d+)", used), _last_int(r"STACK:(\d+)", used), 0
+            if stack:
+                log = _ptxas(text, self.target.arch)
+                spills = _last_int(r"(\d+) bytes spill stores", log) + _last_int(r"(\d+) bytes spill loads", log)
             memory = r"\b{}\.global[^\s;]*\.v(?:4\.b32|2\.b64)", r"\b{}\.global"
-            code = _sass(binary.asm["cubin"])
         verbs = ("load", "store") if self.target.backend == "hip" else ("ld", "st")
         counts = [len(re.findall(pattern.format(verb), text)) for verb in verbs for pattern in memory]
         threads = self.target.warp_size * binary.metadata.num_warps
-        shared = binary.metadata.shared
-        distributed = text.count("shared::cluster")
-        total, loops = _loops(code)
+        shared, distributed = binary.metadata.shared, text.count("shared::cluster")
         wide_loads, loads, wide_stores, stores = counts
-        memory_counts = wide_loads, loads, wide_stores, stores
-        found = *memory_counts, distributed, total
-        return Compiled(name, constants, threads, registers, shared, spills, stack, *found, loops)
+        accesses = wide_loads, loads, wide_stores, stores, distributed
+        return Compiled(name, constants, threads, registers, shared, spills, stack, *accesses, code)
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:
-    """What ptxas says of registers and spills, with the flags that this Triton gives it."""
+    """What ptxas says of spills, with the flags that this Triton gives it."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -149,15 +150,20 @@ def _ptxas(ptx: str, arch: int | str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
-def _sass(cubin: bytes) -> list[tuple[str, str]]:
-    """The instructions of a cubin: ("label", its name), ("branch", where to) or ("", text)."""
+def _tool(name: str, flag: str, cubin: bytes) -> str:
+    """What one of CUDA's tools prints."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = Path(get_ptxas(90).path).with_name("nvdisasm")
-        text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+        tool = Path(get_ptxas(90).path).with_name(name)
+        return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _sass(cubin: bytes) -> list[tuple[str, str]]:
+    """The instructions of a cubin: ("label", its name), ("branch", where to) or ("", text)."""
+    text = _tool("nvdisasm", "-c", cubin)
     code = []
     for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):

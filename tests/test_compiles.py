@@ -67,7 +67,7 @@ def test_compiles_without_spills_and_in_wide_accesses(target: str) -> None:
         assert kernel["shared_bytes"] <= 48 << 10, kernel
         assert not narrow(kernel), kernel
         assert not over_budget(kernel), kernel
-        if target.startswith("cuda") and kernel["per_value"]:
+        if target.startswith("cuda") and not kernel["kernel"].startswith("mean"):
             assert kernel["resident_warps"] >= 16, kernel
     clusters = [kernel for kernel in compiled if kernel["constants"].get("num_ctas", 1) > 1]
     assert bool(clusters) == (TRITON >= (3, 8) and target in ("cuda:90", "cuda:100"))
