@@ -3,7 +3,7 @@
     rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
     reductions   with a function of ours are done value by value in Python there; here pair by pair, all pairs at once
     patches      the language is patched there at every call of a function; here once a launch
-    dtypes       are looked up there in a table made anew every time
+    types        and shapes are made there anew for every value; here they are remembered
     bfloat16     is added and multiplied as the integers that its bits are; here as floats, rounded
     fma          is two roundings there; here, as on a GPU, one
     names        of the language that a module has under its own, `cast = tl.cast`, work too
@@ -80,8 +80,12 @@ def install() -> None:
         check_bounds(pointers, mask)
         return store(self, pointers, value, as_bool(mask), *rest)
 
+    @functools.cache
+    def language_of(function: Any) -> frozenset[str]:
+        return frozenset(value.__name__ for value in function.__globals__.values() if value in (tl, tl.core))
+
     def patch_lang(function: Any) -> Any:
-        language = frozenset(value.__name__ for value in function.__globals__.values() if value in (tl, tl.core))
+        language = language_of(function)
         if language not in patched:
             patched[language] = patch(function)
         return patched[language]
@@ -103,10 +107,39 @@ def install() -> None:
     triton_interpreter.ReduceOps.apply_impl = reduce
     Grid.__call__ = launch
     triton_interpreter._patch_lang = patch_lang
+    tl.tensor.__init__ = remembered(tl.tensor.__init__, shape_of, ("handle", "type", "dtype"))
+    tl.block_type.__init__ = remembered(tl.block_type.__init__, block_of, ())
     of_scalar = functools.cache(triton_interpreter._get_np_dtype)
     triton_interpreter._get_np_dtype = lambda dtype: (
         np.dtype(np.uint64) if dtype.scalar.is_ptr() else of_scalar(dtype.scalar)
     )
+
+
+def remembered(init: Any, key: Any, own: tuple[str, ...]) -> Any:
+    """An __init__ whose attributes, but for an object's own, depend on a key of its two arguments alone, or on more
+    where the key is None."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, first: Any, second: Any) -> None:
+        found = known.get(of := key(first, second))
+        if found is None:
+            init(self, first, second)
+            if of is not None:
+                known[of] = {name: value for name, value in vars(self).items() if name not in own}
+            return
+        vars(self).update(found)
+        if own:
+            self.handle, self.type, self.dtype = first, second, second.scalar
+
+    return __init__
+
+
+def shape_of(_: Any, type: Any) -> Any:
+    return tuple(type.shape) if type.is_block() else ()
+
+
+def block_of(element: Any, shape: Any) -> Any:
+    return (element.name, *shape) if type(element) is tl.dtype else None
 
 
 def reduce_in_pairs(reduction: Any, inputs: tuple[Any, ...]) -> list[Any]:
