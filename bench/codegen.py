@@ -2,6 +2,7 @@
 
     python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
     python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
+    python bench/codegen.py cuda:90 --plain      of those, the ones without options
     python bench/codegen.py cuda:90 --json       a JSON object a kernel, instructions only where they have a budget
 
 Triton's wheel has the whole tool chain, and the operation's own host code runs, on tensors without data: each kernel is
@@ -64,6 +65,12 @@ BRIEF = {
     "float16": (1001, 131072),
     "float64": (10, 1000, 131072),
 }
+
+
+def is_plain(case: Case) -> bool:
+    """With no option that adds to what a kernel computes."""
+    more = {"label_smoothing", "z_loss", "softcap", "stats", "dtarget", "target"}
+    return not more & set(case.options) and case.options.get("op") != "log_softmax"
 
 
 def cases(brief: bool, clusters: bool) -> Iterator[Case]:
@@ -138,7 +145,7 @@ def run(case: Case) -> None:
         found.loss.backward()
 
 
-def measure(target: str, brief: bool, all_counted: bool = True) -> Iterator[dict[str, Any]]:
+def measure(target: str, brief: bool, plain: bool = False, all_counted: bool = True) -> Iterator[dict[str, Any]]:
     """What was made of each kernel that is new with a case; its instructions counted, or only where `has_budget`."""
     from offline import Offline
 
@@ -147,7 +154,9 @@ def measure(target: str, brief: bool, all_counted: bool = True) -> Iterator[dict
         import triton
 
         new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-        for case in cases(brief, new and backend == "cuda" and int(arch) >= 90):
+        for case in cases(brief or plain, new and backend == "cuda" and int(arch) >= 90):
+            if plain and not is_plain(case):
+                continue
             run(case)
             for kernel in compiled:
                 row = {"target": target, "dtype": case.dtype, "n_cols": case.n_cols, "options": str(case)}
@@ -264,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
     parser.add_argument("--brief", action="store_true", help="one choice for each regime and dtype")
+    parser.add_argument("--plain", action="store_true", help="of those, the ones without options")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
     if not arguments.json:
@@ -271,7 +281,7 @@ def main() -> None:
         print(f"{versions}. Loads and stores: those of 16 bytes + narrower ones.")
     for target in arguments.targets:
         rows = []
-        for row in measure(target, arguments.brief, all_counted=not arguments.json):
+        for row in measure(target, arguments.brief, arguments.plain, not arguments.json):
             rows.append(row)
             if arguments.json:
                 print(json.dumps(row), flush=True)
