@@ -41,7 +41,7 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
     )
     for options in cases:
         torch._dynamo.reset()
-        for n_rows in (6, 4):
+        for n_rows in (6, 4) if dynamic else (6,):
             logits = torch.randn(n_rows, 5, device=device, requires_grad=True)
             target = TARGETS[kind][:n_rows].to(device)
             inputs = (logits, target.requires_grad_()) if kind == "probabilities" else (logits,)
@@ -58,7 +58,8 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
             )
 
 
-@pytest.mark.parametrize("n_cols", [10, 100, 1001, 33001])
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [10, 100, 1501, 2501])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_whole_graph_at_every_width(path: str, device: torch.device, n_cols: int, dynamic: bool) -> None:
     step = torch.compile(op, fullgraph=True, dynamic=dynamic, backend="aot_eager")

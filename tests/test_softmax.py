@@ -60,10 +60,11 @@ def test_any_dimension_and_any_strides(path: str, device: torch.device, ours: Op
         torch.testing.assert_close(value_and_gradient(ours, view, g, dim), value_and_gradient(torchs, view, g, dim))
 
 
+@pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize(
     ("n_cols", "dtype"),
     [(n_cols, dtype) for n_cols in (10, 101, 1000) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
-    + [(5000, torch.float64), (33001, torch.float32)],
+    + [(2500, torch.float64), (2501, torch.float32)],
     ids=str,
 )
 def test_rows_that_lie_anywhere(
@@ -88,8 +89,9 @@ def test_rows_that_lie_anywhere(
             torch.testing.assert_close(dz, expected)
 
 
+@pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("n_cols", [10, 101, 1000, 1001, 40001])
+@pytest.mark.parametrize("n_cols", [10, 101, 1000, 1001, 2501])
 def test_the_bits_of_a_row_do_not_depend_on_the_batch_or_on_where_it_lies(
     path: str, device: torch.device, ours: Op, torchs: Op, n_cols: int, dtype: torch.dtype
 ) -> None:
@@ -100,7 +102,8 @@ def test_the_bits_of_a_row_do_not_depend_on_the_batch_or_on_where_it_lies(
             assert (result == results[0][0]).all()
 
 
-@pytest.mark.parametrize("n_cols", [10, 1000, 1001, 40001])
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [10, 1000, 1001, 2501])
 def test_incoming_gradients_of_any_size(path: str, device: torch.device, ours: Op, torchs: Op, n_cols: int) -> None:
     inf = float("inf")
     z, dout = torch.randn(2, 8, n_cols, device=device)
