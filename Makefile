@@ -21,7 +21,7 @@ train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -n auto $(ARGS)
+	$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		$(RUN) -m pytest --device cuda $(ARGS) || test $$? -eq 5; \
 	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
