@@ -11,13 +11,12 @@ from .transforms import in_transform
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
+REAL, INTEGRAL = (float, int, numbers.Real), (int, numbers.Integral)  # Python's own are found at once
 
 
 def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
     """The number of classes, or an error."""
-    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
-        if not isinstance(tensor, Tensor) and not (name == "weight" and tensor is None):
-            raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
+    _check_are_tensors(input, target, weight)
     if input.dtype not in DTYPES:
         raise NotImplementedError(f"input must be float64, float32, bfloat16 or float16 logits, got {input.dtype}")
     if input.dim() == 0:
@@ -39,10 +38,19 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
             raise RuntimeError(f"weight must be floating point, got {weight.dtype}")
         if weight.requires_grad and torch.is_grad_enabled() and not target.is_floating_point():
             raise RuntimeError("no gradient with respect to weight for class indices: pass weight.detach()")
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"input is on {input.device} but {name} is on {tensor.device}")
+        if weight.device != input.device:
+            raise RuntimeError(f"input is on {input.device} but weight is on {weight.device}")
+    if target.device != input.device:
+        raise RuntimeError(f"input is on {input.device} but target is on {target.device}")
     return n_cols
+
+
+def _check_are_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    if isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor)):
+        return
+    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
 
 
 def _check_indices(input: Tensor, target: Tensor) -> None:
@@ -59,13 +67,13 @@ def check_options(
 ) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{reduction!r} is not a valid value for reduction: use 'none', 'mean' or 'sum'")
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, INTEGRAL):
         raise TypeError(f"ignore_index must be int, not {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise RuntimeError(f"ignore_index must fit into int64, got {ignore_index}")
     if ignore_index >= 0 and target.is_floating_point():
         raise RuntimeError(f"ignore_index is for class indices: {ignore_index} with a target of probabilities")
-    if not isinstance(label_smoothing, numbers.Real):
+    if not isinstance(label_smoothing, REAL):
         raise TypeError(f"label_smoothing must be float, not {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing <= 1:  # NaN neither
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
@@ -79,9 +87,10 @@ def check_row_options(
     reduction: str,
     normalizer: float | Tensor | None,
 ) -> None:
-    for name, value in (("z_loss", z_loss), ("softcap", softcap)):
-        if not isinstance(value, numbers.Real) and not (name == "softcap" and value is None):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not isinstance(z_loss, REAL):
+        raise TypeError(f"z_loss must be a number, not {type(z_loss).__name__}")
+    if softcap is not None and not isinstance(softcap, REAL):
+        raise TypeError(f"softcap must be a number, not {type(softcap).__name__}")
     if not 0 <= z_loss < float("inf"):  # NaN neither
         raise RuntimeError(f"z_loss must be a finite number of at least 0, got {z_loss!r}")
     # What multiplies: float32 has room for its inverse. No constants of the module, which a compiler would guard.
@@ -102,7 +111,7 @@ def check_number(name: str, value: float | Tensor, input: Tensor) -> float | Ten
     """A number as float; a tensor of one as a tensor [] on the device of the logits, or as float if it is elsewhere."""
     if isinstance(value, float):  # while compiling a symbol, which float() would fix
         return value
-    if isinstance(value, numbers.Real):
+    if isinstance(value, REAL):
         return float(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a number or a tensor of one, not {type(value).__name__}")

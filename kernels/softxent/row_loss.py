@@ -41,7 +41,7 @@ def row_loss(
     """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean; and the stats wanted."""
     learned = any(x is not None and x.requires_grad for x in (inputs.logits, inputs.target, inputs.logit_scale))
     needs_grad = torch.is_grad_enabled() and learned  # inside the Function it cannot be known
-    out = RowLoss.apply(*inputs, options, dtype, needs_grad, inplace, wanted)
+    out = RowLoss.apply(*inputs, (options, dtype, needs_grad, inplace, wanted))
     return (out[0], Stats(*out[1:])) if wanted else (out, Stats())
 
 
@@ -49,7 +49,7 @@ class RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         inputs = Inputs(*arguments[:6])
-        options, dtype, needs_grad, inplace, wanted = arguments[6:]
+        options, dtype, needs_grad, inplace, wanted = arguments[6]
         logits = inputs.logits
         if inputs.target.numel() == 0:
             loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
@@ -86,7 +86,7 @@ class RowLoss(torch.autograd.Function):
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
         if higher_order and inputs.target.numel():
             dlogits, dtarget, dscale = _gradients_by_reference(dloss, dstats, inputs, options)
-            return dlogits, dtarget, *[None] * 3, dscale, *[None] * 5
+            return dlogits, dtarget, None, None, None, dscale, None
         dtarget = None
         if inputs.target.numel() == 0 or not given:
             dlogits = torch.zeros_like(logits)
@@ -110,7 +110,7 @@ class RowLoss(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             assert scale is not None
             dscale = _gradient_of_scale(dlogits, logits, scale)
-        return dlogits, dtarget, *[None] * 3, dscale, *[None] * 5
+        return dlogits, dtarget, None, None, None, dscale, None
 
 
 def _kind(inputs: Inputs) -> str:
