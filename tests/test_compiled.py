@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.func import grad, hessian, jvp, vmap
 
 from exactness import composed
-from softxent import LossAndStats, compiled, fused_softmax_xent, fused_softmax_xent_with_stats
+from softxent import LossAndStats, compiled, fused_softmax_xent, fused_softmax_xent_with_stats, log_softmax
 from softxent.functional import STATS
 
 TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
@@ -104,6 +106,27 @@ def test_stats_in_a_whole_graph(path: str, device: torch.device, kind: str) -> N
         assert found.entropy is not None and found.lse is not None
         gradients += torch.autograd.grad(found.loss + (found.entropy * 2 + found.lse).sum(), logits)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", [*TARGETS, "log_softmax"])
+def test_transforms_within_a_graph(path: str, device: torch.device, kind: str) -> None:
+    z = torch.randn(6, 5, device=device)
+    target = TARGETS.get(kind, TARGETS["probabilities"]).to(device).detach()
+
+    def loss(z: Tensor) -> Tensor:
+        return (log_softmax(z, 1) * target).sum() if kind == "log_softmax" else fused_softmax_xent(z, target)
+
+    def transformed(z: Tensor) -> tuple[Any, ...]:
+        return grad(loss)(z), hessian(loss)(z), jvp(loss, (z,), (z.flip(0),)), vmap(loss)(torch.stack((z, z * 2)))
+
+    torch.testing.assert_close(torch.compile(transformed, backend="aot_eager")(z), transformed(z))
+    step = torch.compile(loss, backend="eager")
+    step(z)
+    tangents = []
+    with forward_ad.dual_level():
+        for f in (loss, step):
+            tangents.append(forward_ad.unpack_dual(f(forward_ad.make_dual(z, z.flip(0)))).tangent)
+    torch.testing.assert_close(*tangents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -260,7 +260,7 @@ def _of_rows(
     soft = inputs.target.is_floating_point()
     grad = torch.is_grad_enabled()
     compiling = torch.compiler.is_compiling()
-    by_reference = not compiling and in_transform(*inputs)
+    by_reference = in_transform(*inputs)
     for tensor in (inputs.weight if soft else None, inputs.logit_scale if soft or compiling else None):
         by_reference = by_reference or (grad and tensor is not None and tensor.requires_grad)
     if inputs.logits.shape[1] and by_reference:

@@ -18,7 +18,8 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         dim: the dimension that sums to 1.
         dtype: cast the input to this first, as torch.nn.functional.softmax does.
 
-    Returns a new tensor of the input's shape. A row with +inf or NaN, or with nothing but -inf, is NaN.
+    Returns a new tensor of the input's shape. A row with +inf or NaN, or with nothing but -inf, is NaN. On a CPU, under
+    torch.func transforms and within torch.compile it is PyTorch's own.
     """
     return _along(input, dim, dtype, log=False)
 
@@ -35,7 +36,8 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
     z = input if dtype is None else input.to(dtype)
     if z.dtype not in DTYPES:
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
-    if not dispatch.uses_kernels(z) or z.dim() == 0 or z.numel() == 0 or in_transform(z):
+    torchs = torch.compiler.is_compiling() or not dispatch.uses_kernels(z)  # a compiler fuses its own with the rest
+    if torchs or z.dim() == 0 or z.numel() == 0 or in_transform(z):
         return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
