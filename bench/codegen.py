@@ -50,11 +50,11 @@ class Case(NamedTuple):
 
 READS = {  # of a matrix, where it is not 1
     "streaming.step_kernel": 2,
-    "soft_target.few_step_kernel": 2,
-    "soft_target.step_kernel": 2,
-    "soft_target.stream_forward_kernel": 2,
-    "soft_target.stream_step_kernel": 4,
-    "soft_target.stream_backward_kernel": 2,
+    "soft_rows.few_step_kernel": 2,
+    "soft_rows.step_kernel": 2,
+    "soft_streams.forward_kernel": 2,
+    "soft_streams.step_kernel": 4,
+    "soft_streams.backward_kernel": 2,
     "softmax.backward_kernel": 2,
     "softmax.stream_forward_kernel": 2,
     "softmax.stream_backward_kernel": 4,
@@ -188,11 +188,11 @@ def per_value(row: dict[str, Any]) -> float | None:
         return float(row["instructions"] * threads * constants.get("num_ctas", 1) / (constants["BLOCK_M"] * n_cols))
     if module == "packed_row":
         return float(row["instructions"] * threads / n_cols)
-    if row["kernel"] in ("streaming.backward_kernel", "soft_target.stream_backward_kernel"):
+    if row["kernel"] in ("streaming.backward_kernel", "soft_streams.backward_kernel"):
         return float(row["instructions"] * threads / constants["BLOCK"])
-    if module in ("streaming", "softmax", "soft_target"):
+    if module in ("streaming", "softmax", "soft_streams"):
         values = constants["THREADS"] * constants["VECTOR"]
-        at_once = 2 if row["kernel"] in ("softmax.stream_backward_kernel", "soft_target.stream_step_kernel") else 4
+        at_once = 2 if row["kernel"] in ("softmax.stream_backward_kernel", "soft_streams.step_kernel") else 4
         values = constants["UNROLL"] * values, at_once * values  # of the sums' loop, and of what is written
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
@@ -211,7 +211,7 @@ def narrow(row: dict[str, Any]) -> bool:
     if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
         return False
     singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
-    if odd and "weight" in row["options"].split() and row["kernel"].startswith("soft_target"):  # which starts elsewhere
+    if odd and "weight" in row["options"].split() and row["kernel"].startswith("soft_"):  # which starts elsewhere
         singles = 0, singles[1]
     if odd and "stream" in row["kernel"]:  # summed value by value: their bits must not depend on alignment
         singles = 0, singles[1]

@@ -31,10 +31,11 @@ KERNELS = {
     "mean.norm_kernel",
     "mean.reduce_kernel",
     "mean.scale_kernel",
-    *(
-        f"soft_target.{rows}_kernel"
-        for rows in ("few_step", "step", "stream_step", "stream_forward", "stream_backward")
-    ),
+    "soft_rows.few_step_kernel",
+    "soft_rows.step_kernel",
+    "soft_streams.forward_kernel",
+    "soft_streams.step_kernel",
+    "soft_streams.backward_kernel",
     *(f"softmax.{rows}{way}_kernel" for rows in ("", "few_", "stream_") for way in ("forward", "backward")),
 }
 
