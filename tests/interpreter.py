@@ -1,6 +1,6 @@
 """Triton's interpreter, made to notice what it lets pass and to lose less time, and the launches counted.
 
-    rounding     float32 to bfloat16 truncates there; a GPU rounds to nearest even. So it does here
+    rounding     float32 to bfloat16 truncates there, float64 loses all; a GPU rounds to nearest even. So it does here
     reductions   with a function of ours are done value by value in Python there; here pair by pair, all pairs at once
     patches      the language is patched there at every call of a function; here once a launch
     types        and shapes are made there anew for every value; here they are remembered
@@ -52,7 +52,7 @@ def install() -> None:
         return triton_interpreter.TensorHandle(out if out.dtype == bool else round_to_bfloat16(out), tl.bfloat16)
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
-        if source.dtype.scalar == tl.float32 and to.scalar == tl.bfloat16:
+        if source.dtype.scalar in (tl.float32, tl.float64) and to.scalar == tl.bfloat16:
             return triton_interpreter.TensorHandle(round_to_bfloat16(source.data), tl.bfloat16)
         return cast(self, source, to)
 

@@ -232,7 +232,12 @@ def test_logits_and_target_of_different_dtypes(path: str, device: torch.device, 
     logits, target = make((5, n_cols), torch.float32, device)
     exact = run(F.cross_entropy, logits.bfloat16().double(), target.bfloat16().double())
     halves = torch.bfloat16, torch.float16
-    for dtypes in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64)):
+    for dtypes in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.bfloat16),
+    ):
         found = run(
             fused_softmax_xent, *(x.bfloat16().to(dtype) for x, dtype in zip((logits, target), dtypes, strict=True))
         )

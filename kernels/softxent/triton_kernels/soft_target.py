@@ -45,7 +45,6 @@ from .row_loss import (
 )
 
 Gradients = tuple[Tensor | None, Tensor | None]  # of logits and target, those that are wanted
-HOLDS = launch.Holds(smoothing=True)  # in the sums of streamed rows: those of c are added up too
 
 
 def forward(
@@ -141,6 +140,11 @@ def _tile(inputs: Inputs, options: Options) -> launch.Whole | None:
     return launch.soft_target(*layout(inputs.logits), inputs.target.itemsize, lines_up, holds, device())
 
 
+def _sums(inputs: Inputs, options: Options) -> dict[str, Any]:
+    """How streamed rows are summed: c too, whatever it is made of."""
+    return stream(inputs.logits.itemsize, launch.Holds(smoothing=True, softcap=options.softcap is not None))
+
+
 def _access(inputs: Inputs) -> dict[str, Any]:
     granule, odd = launch.access(*layout(inputs.logits))
     lines_up = launch.lines_up(layout(inputs.target), layout(inputs.logits), granule)
@@ -209,7 +213,7 @@ def _stream_forward(inputs: Inputs, options: Options, loss: Tensor | None, kept:
         *logits.stride(),
         *inputs.target.stride(),
         **_access(inputs),
-        **stream(logits.itemsize, HOLDS),
+        **_sums(inputs, options),
     )
 
 
@@ -225,7 +229,7 @@ def _stream_step(inputs: Inputs, options: Options, loss: Tensor | None, gradient
         *logits.shape,
         *_strides(inputs, gradients),
         **_access(inputs),
-        **stream(logits.itemsize, HOLDS),
+        **_sums(inputs, options),
     )
 
 
