@@ -194,7 +194,8 @@ def per_value(row: dict[str, Any]) -> float | None:
         return float(row["instructions"] * threads / constants["BLOCK"])
     if module in ("streaming", "softmax", "soft_streams"):
         values = constants["THREADS"] * constants["VECTOR"]
-        at_once = 2 if row["kernel"] in ("softmax.stream_backward_kernel", "soft_streams.step_kernel") else 4
+        fewer = {"softmax.stream_backward_kernel": 2, "soft_streams.step_kernel": min(2, constants["UNROLL"])}
+        at_once = fewer.get(row["kernel"], 4)
         values = constants["UNROLL"] * values, at_once * values  # of the sums' loop, and of what is written
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None
