@@ -60,8 +60,8 @@ OPTIONS = {"enable_fp_fusion": True}
 
 
 class Device(NamedTuple):
-    warp_size: int  # 32, or 64 on AMD's GPUs, which do not read the packed kernel's PTX either
-    arch: int  # NVIDIA's compute capability times ten, or 0
+    warp_size: int  # 32; on AMD's Instinct GPUs 64, on its Radeons 32
+    arch: int  # NVIDIA's compute capability times ten; 0 on AMD's GPUs, which do not read the packed kernel's PTX
 
 
 class Access(NamedTuple):
@@ -124,7 +124,7 @@ def whole(
         how = Access(1, False)
     if how.granule == 1 and n_cols > BY_VALUE:
         return None
-    blackwell, amd = device.arch >= 100, device.warp_size == 64
+    blackwell, amd = device.arch >= 100, device.arch == 0
     spills = any(holds) or (how.odd and (amd or (blackwell and itemsize == 4)))
     widest = WHOLE[max(4, itemsize)][-1][0]
     if spills:
@@ -171,7 +171,7 @@ def softmax(n_cols: int, stride_col: int, itemsize: int, n_matrices: int, device
     how = access(n_cols, n_cols, 1, itemsize, 0)
     if (how.granule == 1 or stride_col != 1) and n_cols > BY_VALUE:
         return None
-    spills = n_matrices == 2 or (how.odd and (device.warp_size == 64 or device.arch >= 100))
+    spills = n_matrices == 2 or (how.odd and (device.arch == 0 or device.arch >= 100))
     if spills and n_cols > SPILLS:
         return None
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
