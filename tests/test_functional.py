@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactness import WIDER, assert_as_exact_as_torch, exact_cross_entropy
-from softxent import fused_softmax_xent, softmax
+from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # 1, ten classes, more rows than one tile, a non-multiple of every block, one above the widest block, and far above it
@@ -139,6 +139,20 @@ def test_the_ends_of_odd_rows_count(path: str, device: torch.device, n_cols: int
 
 
 @pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [1001, 1501, 1504])
+def test_the_largest_may_lie_beside_the_target(path: str, device: torch.device, n_cols: int) -> None:
+    """In its granule, or where the next chunk has it: a packed row's thread that holds the target holds that too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, target = make(5, n_cols, dtype, device)
+        target[:] = 40
+        largest = 40 + torch.tensor([-1, 1, 512, 2, 1024 if n_cols > 1064 else 3], device=device)
+        logits[torch.arange(5, device=device), largest] = 300
+        check(logits, target, reduction="none")
+        prediction = fused_softmax_xent_with_stats(logits, target, stats="prediction").prediction
+        assert prediction is not None and torch.equal(prediction, largest)
+
+
+@pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("n_cols", [101, 1001, 1501, 2501])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_the_bits_of_an_odd_row_do_not_depend_on_where_it_lies(
@@ -198,8 +212,9 @@ def test_a_row_without_a_softmax_is_nan_and_harms_no_other(path: str, device: to
         assert fused_softmax_xent(logits, target, reduction="none", label_smoothing=1)[1].isnan()
 
 
+@pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("ahead", [12, 30, 60])
-@pytest.mark.parametrize("n_cols", [2, 10, 5000])
+@pytest.mark.parametrize("n_cols", [2, 10, 1000, 1001, 1501, 1504, 5000])
 def test_a_confident_prediction_keeps_its_loss_and_gradient(
     path: str, device: torch.device, n_cols: int, ahead: int
 ) -> None:

@@ -47,7 +47,7 @@ def composed_stats(logits: Tensor, target: Tensor, softcap: float | None = None,
         (40, 101),
         (5, 1000),
         (5, 1001),
-        (3, 1500),
+        (3, 1504),
         (3, 1501),
         (3, 2500),
         (3, 2501),
@@ -83,7 +83,7 @@ def test_stats_and_their_gradients_are_as_exact_as_torch(
         assert torch.equal(found.correct, expected == target)
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (5, 1000), (5, 1001), (3, 1500), (3, 2501)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 10), (5, 1000), (5, 1001), (3, 1504), (3, 2501)], ids=str)
 def test_gradients_of_the_loss_and_of_every_stat_add_up(
     path: str, device: torch.device, shape: tuple[int, int]
 ) -> None:

@@ -145,7 +145,7 @@ def step_kernel(
     others = tl.arange(0, THREADS) != its_thread
     mate = tl.arange(0, MATES)
     mate_at = (mate // GRANULE * THREADS + its_thread) * GRANULE + mate % GRANULE
-    mate_mask = active & (its_thread >= 0) & (mate_at < whole) & (mate_at != target_at)
+    mate_mask = (its_thread >= 0) & (mate_at < whole) & (mate_at != target_at)
     x_mate = tl.load(start_ptr + mate_at, mask=mate_mask, other=float("-inf"))
     if ODD:
         edge_cols, in_edge = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
@@ -213,8 +213,7 @@ def step_kernel(
     rest *= over
     best = target
     if outputs.prediction is not None:
-        best = tl.min(tl.where(others, firsts, NOWHERE), 0)
-        best = tl.minimum(best, tl.min(tl.where(z_mate == shift, mate_at, NOWHERE), 0)) + skip
+        best = tl.min(firsts, 0) + skip  # the target too, if it is as large
         if ODD:
             best = tl.minimum(best, tl.min(tl.where(z_edge == shift, edge_cols, NOWHERE), 0))
         best = better_of(z_y, target, runner_up, best)
