@@ -248,6 +248,23 @@ def test_a_step_with_probabilities_moves_each_matrix_once(
         assert len(launches) <= 3 + dtarget
 
 
+@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1001), (4, 32000)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_of_sample_weight_0_neither_row_nor_probabilities_are_read(
+    path: str, shape: tuple[int, int], reduction: str
+) -> None:
+    logits, target = soft_example(*shape, torch.bfloat16, dtarget=True)
+    weights = torch.ones(shape[0])
+    amounts = []
+    for some in (weights, weights * (torch.arange(shape[0]) % 2)):
+        with counted() as launches:
+            fused_softmax_xent(logits, target, sample_weight=some, reduction=reduction).sum().backward()
+        loaded, stored = matrices(launches, logits)
+        assert stored == 2
+        amounts.append(loaded)
+    assert amounts[1] == amounts[0] * (shape[0] // 2) / shape[0]
+
+
 def moved_by(op: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, float]:
     """Multiples of B that forward and backward load and store, of matrices, which is all that they have."""
     matrix = z.numel() * z.itemsize
