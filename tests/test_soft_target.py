@@ -260,6 +260,9 @@ def test_rows_of_sample_weight_0_are_left_out_whatever_is_in_them(path: str, dev
         for result, same in zip(found, expected, strict=True):
             assert torch.equal(result, same)
         assert not found[1][weights == 0].any() and not found[2][weights == 0].any()
+    infinite = torch.full((n_cols,), float("inf"), device=device)
+    _, *gradients = run(fused_softmax_xent, logits, target, weight=infinite, sample_weight=weights)
+    assert not any(gradient[weights == 0].any() for gradient in gradients)
 
 
 @pytest.mark.usefixtures("narrow_streams")

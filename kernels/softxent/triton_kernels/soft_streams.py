@@ -64,9 +64,8 @@ def sums_of_row(
         d = d * exp(m - shift) + tl.sum(tl.sum(e, 2), 0)
         m = m_new
     highest = tl.max(m, 0)
-    shift = finite_or_zero(highest)
-    gap = tl.sum(gap + a * tl.where(m == float("-inf"), 0.0, shift - m), 0)
-    d = tl.sum(d * exp(m - shift), 0) + (highest - highest)  # NaN where there is no softmax
+    gap = tl.sum(gap + a * tl.where(m == float("-inf"), 0.0, highest - m), 0)
+    d = tl.sum(d * exp(m - highest), 0)  # NaN where there is no softmax: -inf - -inf
     return highest, d, tl.sum(a, 0), gap
 
 
