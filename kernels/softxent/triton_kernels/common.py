@@ -286,11 +286,18 @@ def log_normalizer(m, rest, z_y):
 
 
 @triton.jit
+def behind(m, z_y):
+    """m - z_y, and 0 where the target is the largest: behind a map z_y is a product, which a compiler may take into the
+    subtraction unrounded, where m is rounded. That would leave half a rounding of z, above any confident row's loss."""
+    return tl.where(z_y == m, 0.0, m - z_y)
+
+
+@triton.jit
 def loss_of_target(m, rest, z_y, w_y, eps, extras):
     """d, log d, and what of the loss w_y weighs: the target's part and the z-loss."""
     d, log_d = log_normalizer(m, rest, z_y)
     hard = (1.0 - eps) * w_y
-    loss = tl.where(hard == 0.0, d * 0.0, hard * ((m - z_y) + log_d))  # d * 0: still NaN where there is no softmax
+    loss = tl.where(hard == 0.0, d * 0.0, hard * (behind(m, z_y) + log_d))  # d * 0: still NaN where there is no softmax
     if extras.z_loss is not None:
         lse = m + log_d
         loss += tl.where(w_y == 0.0, 0.0, scalar(extras.z_loss, loss.dtype) * w_y * lse * lse)
@@ -350,7 +357,7 @@ def gradient_of_row(r, m, rest, z_y, w_y, total, moment, eps, share, extras, cot
     scale = (hard + soft) * per_d
     if cotangents.entropy is not None:
         bend = tl.load(cotangents.entropy + rows, mask=active, other=0.0).to(dtype) * per_d
-        at_target += bend * (moment_of(e_y, m - z_y) - e_y * (moment * per_d))
+        at_target += bend * (moment_of(e_y, behind(m, z_y)) - e_y * (moment * per_d))
         scale -= bend * (moment * per_d)
     zero = tl.zeros((), dtype)
     scale, bend = tl.where(active, scale, zero), tl.where(active, bend, zero)
@@ -365,7 +372,7 @@ def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment
     if outputs.entropy is not None:
         tl.store(outputs.entropy + rows, tl.where(active, log_d + moment * reciprocal(d), 0.0), mask=in_range)
     if outputs.target_logprob is not None:
-        log_p = (z_y - m) - log_d + nan_unless(valid, m.dtype)
+        log_p = nan_unless(valid, m.dtype) - (behind(m, z_y) + log_d)
         tl.store(outputs.target_logprob + rows, tl.where(active, log_p, 0.0), mask=in_range)
     if outputs.prediction is not None:
         tl.store(outputs.prediction + rows, tl.where(active & (d == d), best, -1).to(tl.int64), mask=in_range)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    behind,
     divide,
     exp,
     exp_for,
@@ -146,7 +147,7 @@ def rows_step(
             moment += moment_of(e[j], m - z[j])
         if outputs.prediction is not None:
             best = tl.minimum(best, tl.where(z[j] == m, j, N_COLS))
-    moment += moment_of(exp(z_y - m), m - z_y)
+    moment += moment_of(exp(z_y - m), behind(m, z_y))
 
     w_y = load_target_weight(weight_ptr, target, valid, acc)
     d, log_d, loss = loss_of_target(m, rest, z_y, w_y, eps, extras)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .common import (
     after,
+    behind,
     better_of,
     edges,
     exp,
@@ -209,7 +210,7 @@ def step_kernel(
     if outputs.entropy is not None or cotangents.entropy is not None:
         of_mates, of_edges = moment_of(e_mate, shift - z_mate), moment_of(e_edge, shift - z_edge)
         moment = sum_of(moments, of_mates, of_edges, others, ODD)
-        moment = moment_of(over, moment + rest * (m - runner_up)) + moment_of(exp(z_y - m), m - z_y)
+        moment = moment_of(over, moment + rest * (m - runner_up)) + moment_of(exp(z_y - m), behind(m, z_y))
     rest *= over
     best = target
     if outputs.prediction is not None:

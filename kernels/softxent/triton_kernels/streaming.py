@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    behind,
     edges,
     exp,
     exp_for,
@@ -159,7 +160,7 @@ def loss_of_row(
         UNROLL,
     )
     if MOMENT:
-        moment += moment_of(exp(z_y - m), m - z_y)
+        moment += moment_of(exp(z_y - m), behind(m, z_y))
     d, log_d, loss = loss_of_target(m, rest, z_y, w_y, eps, extras)
     if extras.label_smoothing is not None:
         loss += share * (total * log_d + gap)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import (
+    behind,
     better_of,
     edges,
     exp,
@@ -231,7 +232,7 @@ def step_kernel(
             moment = from_fixed_point(sum_row(fixed_point(gaps), BLOCK_M) + sum_row(fixed_point(gaps_edge), BLOCK_M))
         else:
             moment = sum_row(gaps, BLOCK_M)
-        moment = moment_of(over, moment + rest * (m - runner_up)) + moment_of(exp(z_y - m), m - z_y)
+        moment = moment_of(over, moment + rest * (m - runner_up)) + moment_of(exp(z_y - m), behind(m, z_y))
     rest *= over
     best = target
     if outputs.prediction is not None:
