@@ -362,16 +362,18 @@ def test_bfloat16_keeps_the_targets_gradient_at_p_0999(path: str, device: torch.
         assert abs(grad[0, 0].double() / exact - 1) <= 2**-8 + 2**-9
 
 
-def test_out_of_range_targets(path: str, device: torch.device) -> None:
-    logits, target = make(4, 10, torch.float32, device)
-    for bad in (10, -1, 2**40):
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [10, 100, 1001, 1501, 1504, 2501])
+def test_out_of_range_targets(path: str, device: torch.device, n_cols: int) -> None:
+    logits, target = make(4, n_cols, torch.float32, device)
+    for bad in (n_cols, -1, 2**40):
         y = target.clone()
         y[2] = bad
         if path == "torch":
-            with pytest.raises(IndexError, match=rf"target {bad} at row 2 is out of bounds for 10 classes"):
+            with pytest.raises(IndexError, match=rf"target {bad} at row 2 is out of bounds for {n_cols} classes"):
                 fused_softmax_xent(logits, y)
             continue
-        for weight in (None, torch.ones(10, device=device)):
+        for weight in (None, torch.ones(n_cols, device=device)):
             loss, grad = loss_and_gradient(fused_softmax_xent, logits, y, weight=weight, reduction="none")
             assert loss[2].isnan() and grad[2].isnan().all()
             assert loss[[0, 1, 3]].isfinite().all() and grad[[0, 1, 3]].isfinite().all()

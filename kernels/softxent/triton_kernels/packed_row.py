@@ -238,9 +238,9 @@ def step_kernel(
         )
         at_target = times_slope(at_target, slope_y, extras)
         if cotangents.entropy is not None:  # its gaps are counted from m, not from the runner-up
-            scale += bend * tl.where(active, m - finite_or_zero(runner_up), 0.0)
-            bend = tl.where(active, bend * over, 0.0)
-        scale = tl.where(active, scale * over, 0.0)
+            scale += bend * (m - shift)
+            bend *= over
+        scale *= over
         out_ptr = dlogits_ptr + row * stride_out
         granules_ptr = first_granule(out_ptr, skip, GRANULE)
         done = bits_of(totals + scale)
