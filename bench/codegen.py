@@ -194,8 +194,9 @@ def per_value(row: dict[str, Any]) -> float | None:
         return float(row["instructions"] * threads / constants["BLOCK"])
     if module in ("streaming", "softmax", "soft_streams"):
         values = constants["THREADS"] * constants["VECTOR"]
-        fewer = {"softmax.stream_backward_kernel": 2, "soft_streams.step_kernel": min(2, constants["UNROLL"])}
-        at_once = fewer.get(row["kernel"], 4)
+        at_once = 2 if row["kernel"] in ("softmax.stream_backward_kernel", "soft_streams.step_kernel") else 4
+        if row["kernel"] == "soft_streams.step_kernel" and row["dtype"] == "float64" and "softcap" in row["options"]:
+            at_once = 1
         values = constants["UNROLL"] * values, at_once * values  # of the sums' loop, and of what is written
         return float(sum(loop * threads / block for loop, block in zip(row["loops"], values, strict=False)))
     return None

@@ -248,6 +248,19 @@ def test_logits_and_target_of_different_dtypes(path: str, device: torch.device, 
 
 
 @pytest.mark.usefixtures("narrow_streams")
+@pytest.mark.parametrize("n_cols", [10, 1000, 2501])
+def test_a_loss_scale_lifts_what_float16_has_no_room_for(path: str, device: torch.device, n_cols: int) -> None:
+    """The gradient of a float16 target is rounded after it."""
+    logits, target = make((2, n_cols), torch.float32, device)
+    gradients: list[Tensor] = []
+    for size in (1.0, 2.0**-30):
+        t = target.half().requires_grad_()
+        loss = fused_softmax_xent(logits, t, sample_weight=torch.full((2,), size, device=device))
+        gradients += torch.autograd.grad(loss, t, torch.full_like(loss, 1 / size))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.usefixtures("narrow_streams")
 @pytest.mark.parametrize("n_cols", WIDTHS)
 def test_rows_of_sample_weight_0_are_left_out_whatever_is_in_them(path: str, device: torch.device, n_cols: int) -> None:
     logits, target = make((6, n_cols), torch.float32, device)

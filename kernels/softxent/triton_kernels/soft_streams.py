@@ -179,7 +179,8 @@ def step_kernel(
     factors = gradient_factors((m, d, a), r, active, formula)
     dlogits_row_ptr = rows_at(dlogits_ptr, row, stride_out, GRANULE, ODD)
     outs = dlogits_row_ptr, rows_at(dtarget_ptr, row, stride_dtarget, GRANULE, ODD)
-    BLOCK: tl.constexpr = min(2, UNROLL) * THREADS * VECTOR  # or it would spill where little is summed at a time
+    FEWER: tl.constexpr = acc == tl.float64 and extras.softcap is not None  # or it would spill
+    BLOCK: tl.constexpr = (1 if FEWER else 2) * THREADS * VECTOR
     for start in range(0, n_cols, BLOCK):
         write_block(start, pair, outs, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
 
