@@ -1,5 +1,6 @@
 """fused_softmax_xent_with_stats: what a pass over the logits tells besides the loss, and its gradients."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -161,6 +162,16 @@ def test_the_first_of_the_largest_is_predicted(path: str, device: torch.device) 
             assert found.prediction is not None and found.correct is not None
             assert found.prediction.tolist() == [3, 0]
             assert found.correct.tolist() == [target_class == 3, target_class == 0]
+
+
+def test_the_largest_is_found_behind_a_softcap_whatever_its_value(path: str, device: torch.device) -> None:
+    """Packed rows look for it by its value behind the map, computed once more: every bit has to be the same."""
+    for n_cols, dtype in itertools.product((1501, 1504), (torch.bfloat16, torch.float32)):
+        logits = torch.zeros(24, n_cols, dtype=dtype, device=device)
+        logits[:, 7] = torch.logspace(-1.5, 1.2, 24, device=device).to(dtype)
+        target = torch.full((24,), 9, device=device)
+        found = fused_softmax_xent_with_stats(logits, target, stats="prediction", **MAP)  # type: ignore[arg-type]
+        assert found.prediction is not None and (found.prediction == 7).all()
 
 
 def test_rows_without_a_softmax_predict_nothing(path: str, device: torch.device) -> None:
