@@ -141,15 +141,21 @@ def test_the_ends_of_odd_rows_count(path: str, device: torch.device, n_cols: int
 @pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("n_cols", [1001, 1501, 1504])
 def test_the_largest_may_lie_beside_the_target(path: str, device: torch.device, n_cols: int) -> None:
-    """In its granule, or where the next chunk has it: a packed row's thread that holds the target holds that too."""
+    """In its granule, or where the next chunk has it: a packed row's thread that holds the target holds that too; or at
+    an end. So may what leaves the row without a softmax."""
     for dtype in (torch.float32, torch.bfloat16):
-        logits, target = make(5, n_cols, dtype, device)
+        logits, target = make(7, n_cols, dtype, device)
         target[:] = 40
-        largest = 40 + torch.tensor([-1, 1, 512, 2, 1024 if n_cols > 1064 else 3], device=device)
-        logits[torch.arange(5, device=device), largest] = 300
+        rows = torch.arange(7, device=device)
+        largest = torch.tensor([39, 41, 42, 552, 1064 if n_cols > 1064 else 43, 0, n_cols - 1], device=device)
+        logits[rows, largest] = 300
         check(logits, target, reduction="none")
         prediction = fused_softmax_xent_with_stats(logits, target, stats="prediction").prediction
         assert prediction is not None and torch.equal(prediction, largest)
+        for value in (float("nan"), float("inf")):
+            logits[rows, largest] = value
+            loss, grad = loss_and_gradient(fused_softmax_xent, logits, target, reduction="none")
+            assert loss.isnan().all() and grad.isnan().all()
 
 
 @pytest.mark.usefixtures("narrow_rows")

@@ -23,6 +23,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"z_loss": 0.1, "softcap": 20.0, "logit_scale": 1.5, "sample_weight": True, "normalizer": 3, "weight": True},
     {"z_loss": 0.1, "softcap": 2.0, "logit_scale": 3.0, "weight": True, "label_smoothing": 0.2, "reduction": "none"},
     {"z_loss": 1.0, "sample_weight": True, "reduction": "sum", "label_smoothing": 0.1},
+    {"logit_scale": 0.5, "weight": True, "label_smoothing": 0.3},
 )
 ALL: dict[str, Any] = {"z_loss": 0.1, "softcap": 4.0, "logit_scale": 0.7, "label_smoothing": 0.1}
 
