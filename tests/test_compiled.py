@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jvp, vmap
+from torch.func import grad, jvp, vmap
 
 from exactness import composed
 from softxent import LossAndStats, compiled, fused_softmax_xent, fused_softmax_xent_with_stats, log_softmax
@@ -43,7 +43,7 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
     )
     for options in cases:
         torch._dynamo.reset()
-        for n_rows in (6, 4) if dynamic else (6,):
+        for n_rows in (6, 4) if dynamic and not options else (6,):
             logits = torch.randn(n_rows, 5, device=device, requires_grad=True)
             target = TARGETS[kind][:n_rows].to(device)
             inputs = (logits, target.requires_grad_()) if kind == "probabilities" else (logits,)
@@ -117,7 +117,7 @@ def test_transforms_within_a_graph(path: str, device: torch.device, kind: str) -
         return (log_softmax(z, 1) * target).sum() if kind == "log_softmax" else fused_softmax_xent(z, target)
 
     def transformed(z: Tensor) -> tuple[Any, ...]:
-        return grad(loss)(z), hessian(loss)(z), jvp(loss, (z,), (z.flip(0),)), vmap(loss)(torch.stack((z, z * 2)))
+        return grad(loss)(z), jvp(grad(loss), (z,), (z.flip(0),)), vmap(loss)(torch.stack((z, z * 2)))
 
     torch.testing.assert_close(torch.compile(transformed, backend="aot_eager")(z), transformed(z))
     step = torch.compile(loss, backend="eager")
