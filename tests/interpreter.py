@@ -116,13 +116,12 @@ def install() -> None:
 
 
 def remembered(init: Any, key: Any, own: tuple[str, ...]) -> Any:
-    """An __init__ whose attributes, but for an object's own, depend on a key of its two arguments alone, or on more
-    where the key is None."""
+    """An __init__ of two arguments on whose key all attributes depend but an object's own, which are made anew."""
     known: dict[Any, dict[str, Any]] = {}
 
     def __init__(self: Any, first: Any, second: Any) -> None:
         found = known.get(of := key(first, second))
-        if found is None:
+        if found is None:  # a key of None is never known
             init(self, first, second)
             if of is not None:
                 known[of] = {name: value for name, value in vars(self).items() if name not in own}
