@@ -8,9 +8,11 @@ The operation's own host code runs, so each kernel gets the specialisation it wo
 carries the whole tool chain. Must be used in a process without TRITON_INTERPRET.
 """
 
+import contextlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from softxent import dispatch
+from softxent.triton_kernels import handles
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
@@ -52,11 +55,31 @@ class Compiled:
         return _loops(_amdgcn(self.code) if isinstance(self.code, str) else _sass(self.code))
 
 
-class _Driver(DriverBase):  # type: ignore[misc]
-    """Just enough of a driver for Triton's launch path up to the compiled kernel."""
+class Launcher:
+    """Where a launch ends: in a call of this, instead of the driver's."""
 
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.metadata = metadata
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
+class _Utils:
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 20}
+
+    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[str, str, int, int, int]:
+        return "module", name, 0, 0, 1024  # module, function, registers, spills, threads in a program at most
+
+
+class _Driver(DriverBase):  # type: ignore[misc]
+    """Just enough of a driver for Triton's launch path up to the launcher."""
+
+    utils = _Utils()
+
+    def __init__(self, target: GPUTarget, launcher: type[Launcher]) -> None:
+        self.target, self.launcher_cls = target, launcher
 
     @classmethod
     def is_active(cls) -> bool:
@@ -81,18 +104,35 @@ class _Driver(DriverBase):  # type: ignore[misc]
         return 0
 
 
+@contextlib.contextmanager
+def pretended(target: GPUTarget, launcher: type[Launcher] = Launcher) -> Iterator[None]:
+    """CPU tensors go to the kernels, which are real in this process: compiled for this GPU, launched nowhere."""
+    before = driver._active, dispatch.INTERPRET
+
+    def choose(active: DriverBase, to_kernels: bool) -> None:
+        driver.set_active(active)
+        dispatch.INTERPRET = to_kernels
+        for answer in (dispatch.kernel_module("row_loss").device, handles.by_alignment_alone):
+            answer.cache_clear()
+
+    choose(_Driver(target, launcher), True)
+    try:
+        yield
+    finally:
+        choose(*before)
+
+
 class Offline:
     def __init__(self, backend: str, arch: int | str) -> None:
         self.target = GPUTarget(backend, arch, 64 if backend == "hip" else 32)
+        self.pretended = pretended(self.target)
         self.seen: dict[str, Compiled] = {}
         self.forgot: set[JITFunction] = set()
 
     def __enter__(self) -> list[Compiled]:
         self.compiled: list[Compiled] = []
-        self.run, self.active, self.interpret = JITFunction.run, driver._active, dispatch.INTERPRET
-        driver.set_active(_Driver(self.target))
-        dispatch.kernel_module("row_loss").device.cache_clear()
-        dispatch.INTERPRET = True  # send CPU tensors to the kernels, which are real ones in this process
+        self.pretended.__enter__()
+        self.run, handles.ON = JITFunction.run, False
 
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
             if kernel not in self.forgot:  # what was compiled for another target, on the same device as far as it knows
@@ -110,8 +150,8 @@ class Offline:
         return self.compiled
 
     def __exit__(self, *_: object) -> None:
-        JITFunction.run, dispatch.INTERPRET = self.run, self.interpret
-        driver.set_active(self.active)
+        JITFunction.run, handles.ON = self.run, True
+        self.pretended.__exit__(None, None, None)
 
     def _inspect(self, name: str, constants: dict[str, Any], binary: Any) -> Compiled:
         if self.target.backend == "hip":

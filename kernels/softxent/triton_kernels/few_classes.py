@@ -31,6 +31,7 @@ from .common import (
     weighed_gap,
     wide,
 )
+from .handles import cached_launch
 
 
 @triton.jit
@@ -180,6 +181,7 @@ def rows_step(
     return tl.where(active, loss * load_sample_weight(sample_weight_ptr, rows, active, acc), 0.0)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, N_COLS]
@@ -236,6 +238,7 @@ def step_kernel(
             tl.store(outputs.loss + rows, loss.to(outputs.loss.dtype.element_ty), mask=rows < n_rows)
 
 
+@cached_launch
 @triton.jit
 def one_launch_kernel(
     logits_ptr,  # [n_rows, N_COLS]

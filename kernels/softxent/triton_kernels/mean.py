@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 
 from .common import divide, edges, first_granule, load_norm, load_target, load_target_weight, whole_granules
+from .handles import cached_launch
 
 
+@cached_launch
 @triton.jit
 def norm_kernel(
     target_ptr,  # [n_rows] int
@@ -31,6 +33,7 @@ def norm_kernel(
     tl.store(norm_ptr + tl.program_id(0), tl.sum(norm, 0))
 
 
+@cached_launch
 @triton.jit
 def reduce_kernel(
     loss_ptr,  # [n] losses, or sums of some
@@ -58,6 +61,7 @@ def scale(row_ptr, cols, mask, factor):
     tl.store(row_ptr + cols, x.to(row_ptr.dtype.element_ty), mask=mask)
 
 
+@cached_launch
 @triton.jit
 def scale_kernel(
     values_ptr,  # [n_rows, n_cols] in and out

@@ -38,6 +38,7 @@ from .common import (
     weighed_gap,
     whole_granules,
 )
+from .handles import cached_launch
 
 NOWHERE = tl.constexpr(2**30)  # a column, and some added to it
 
@@ -94,6 +95,7 @@ def gradient(x, cols, mask, weight_ptr, shift, scale, bend, smooth, extras, cota
     return times_slope(dz, slope, extras)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, n_cols] of 16 or 32 bits, values of a row side by side

@@ -40,13 +40,13 @@ def forward(
     now = needs_grad and in_forward(logits, reduction)
     dlogits = gradient_like(logits, inplace) if now else None
     stats = empty_stats(wanted, logits) if wanted else NO_STATS
-    holds = _holds(inputs, options, wanted)
     with on_device_of(logits):
         extras = numbers(inputs, options)
         if _is_tiny(logits, reduction):
             loss = logits.new_empty((), dtype=dtype)
             _one_launch(inputs, options, extras, NO_COTANGENTS, Outputs(loss, *stats), dlogits)
-            return loss, stats, [dlogits, None, None, holds]
+            return loss, stats, [dlogits, None, None, None]
+        holds = _holds(inputs, options, wanted)
         norm = _norm(inputs, options)
         loss = logits.new_empty(len(logits), dtype=acc if reduction != "none" else dtype)
         outputs = Outputs(loss, *stats)
@@ -184,10 +184,12 @@ def gradient_like(logits: Tensor, inplace: bool, dtype: torch.dtype | None = Non
     if inplace:
         return logits.detach()
     n_rows, n_cols = logits.shape
+    if n_cols <= launch.FEW:
+        return logits.new_empty(n_rows, n_cols, dtype=dtype)
     granule, odd = launch.access(*layout(logits))
     lead = logits.data_ptr() % 16 // logits.itemsize if odd else 0
     stride = n_cols + (logits.stride(0) - n_cols) % granule
-    if n_cols <= launch.FEW or (lead == 0 and stride == n_cols):
+    if lead == 0 and stride == n_cols:
         return logits.new_empty(n_rows, n_cols, dtype=dtype)
     return logits.new_empty(lead + n_rows * stride, dtype=dtype)[lead:].view(n_rows, stride)[:, :n_cols]
 
@@ -411,7 +413,7 @@ def _norm(inputs: Inputs, options: Options) -> Tensor | None:
     acc = torch.promote_types(inputs.logits.dtype, torch.float32)
     norm = inputs.logits.new_empty(launch.norms(n_rows), dtype=acc)
     mean.norm_kernel[(len(norm),)](
-        inputs.target, inputs.weight, norm, n_rows, n_cols, options.ignore_index, BLOCK=launch.NORM
+        inputs.target, inputs.weight, norm, n_rows, n_cols, options.ignore_index, BLOCK=launch.NORM, **launch.OPTIONS
     )
     return norm
 
@@ -419,7 +421,7 @@ def _norm(inputs: Inputs, options: Options) -> Tensor | None:
 def reduced(loss: Tensor, norm: Tensor | int | None, norms: int, dtype: torch.dtype) -> Tensor:
     """The sum of the losses, divided by the norm. norms: the kernel's NORMS."""
     out = loss.new_empty((), dtype=dtype)
-    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, BLOCK=launch.NORM)
+    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, BLOCK=launch.NORM, **launch.OPTIONS)
     return out
 
 
@@ -441,4 +443,5 @@ def scale_by(dlogits: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) ->
         BLOCK=launch.SCALE,
         GRANULE=granule,
         ODD=odd,
+        **launch.OPTIONS,
     )

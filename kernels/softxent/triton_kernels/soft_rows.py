@@ -33,6 +33,7 @@ from .common import (
     weighed_gap,
 )
 from .few_classes import load_column_weight, load_columns, store_columns
+from .handles import cached_launch
 from .whole_row import columns, load_at, max_row, places, spread, store_at, sum_in_any_order, sum_row
 
 
@@ -134,6 +135,7 @@ def write_gradients(x, t, place, outs, formula, factors, GRANULE: tl.constexpr, 
         store_at(dtarget_row_ptr, skip, at, written, tl.where(mask, dt, 0.0), GRANULE, BLOCK_M)
 
 
+@cached_launch
 @triton.jit
 def few_step_kernel(
     logits_ptr,  # [n_rows, N_COLS]
@@ -209,6 +211,7 @@ def few_step_kernel(
     write_loss(loss_ptr, (m, d, a), gap, sample_weight_ptr, rows, n_rows, active, extras, SUMMED)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, n_cols]

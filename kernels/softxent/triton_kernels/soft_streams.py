@@ -23,6 +23,7 @@ from .common import (
     weighed_gap,
     whole_granules,
 )
+from .handles import cached_launch
 from .soft_rows import coefficients, counting, gradient_factors, load_pair, rows_at, write_gradients, write_loss
 from .streaming import lanes
 
@@ -97,6 +98,7 @@ def write_block(
             write_gradients(x_ends, t_ends, ends, outs, formula, factors, 1, 1)
 
 
+@cached_launch
 @triton.jit
 def forward_kernel(
     logits_ptr,  # [n_rows, n_cols]
@@ -137,6 +139,7 @@ def forward_kernel(
         tl.store(kept_ptr + 2, a)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, n_cols]
@@ -185,6 +188,7 @@ def step_kernel(
         write_block(start, pair, outs, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
 
 
+@cached_launch
 @triton.jit
 def backward_kernel(
     logits_ptr,  # [n_rows, n_cols]

@@ -33,6 +33,7 @@ from .common import (
     wide,
 )
 from .few_classes import load_columns, store_columns
+from .handles import cached_launch
 from .row_loss import device, layout, stream
 from .streaming import lanes
 from .whole_row import columns, load_at, max_row, places, spread, store_at, sum_in_any_order, sum_row
@@ -76,6 +77,7 @@ def gradient(dout, out, dot, dtype: tl.constexpr, LOG: tl.constexpr):
     return dz
 
 
+@cached_launch
 @triton.jit
 def few_forward_kernel(
     z_ptr,  # [n_rows, N_COLS]
@@ -108,6 +110,7 @@ def few_forward_kernel(
     store_columns(out_ptr, rows, out, mask, N_COLS, N_COLS, ROWS, WIDTH)
 
 
+@cached_launch
 @triton.jit
 def few_backward_kernel(
     dout_ptr,  # [n_rows, N_COLS]
@@ -136,6 +139,7 @@ def few_backward_kernel(
     store_columns(dz_ptr, rows, dz, mask, N_COLS, N_COLS, ROWS, WIDTH)
 
 
+@cached_launch
 @triton.jit
 def forward_kernel(
     z_ptr,  # [n_rows, n_cols]
@@ -177,6 +181,7 @@ def forward_kernel(
     store_at(out_row_ptr, skip, at, mask, normalized(z, e, m, norm, LOG), GRANULE, BLOCK_M)
 
 
+@cached_launch
 @triton.jit
 def backward_kernel(
     dout_ptr,  # [n_rows, n_cols]
@@ -217,6 +222,7 @@ def backward_kernel(
     store_at(dz_row_ptr, skip, at, mask, gradient(dout, out, dot, dtype, LOG), GRANULE, BLOCK_M)
 
 
+@cached_launch
 @triton.jit
 def stream_forward_kernel(
     z_ptr,  # [n_rows, n_cols]
@@ -267,6 +273,7 @@ def stream_forward_kernel(
         store_at(out_row_ptr, 0, cols, mask, normalized(ends, exp_for(ends - m, dtype), m, norm, LOG), 1, 1)
 
 
+@cached_launch
 @triton.jit
 def stream_backward_kernel(
     dout_ptr,  # [n_rows, n_cols]

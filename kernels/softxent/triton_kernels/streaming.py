@@ -33,6 +33,7 @@ from .common import (
     weighed_gap,
     whole_granules,
 )
+from .handles import cached_launch
 
 STATS = tl.constexpr(5)  # numbers that forward_kernel keeps of a row
 
@@ -251,6 +252,7 @@ def gradient_from(
     return tl.where(active, m, 0.0), (scale, bend, smooth, times_slope(at_target, slope_y, extras))
 
 
+@cached_launch
 @triton.jit
 def forward_kernel(
     logits_ptr,  # [n_rows, n_cols]
@@ -303,6 +305,7 @@ def forward_kernel(
         tl.store(stats_ptr + 4, x_y)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, n_cols]
@@ -377,6 +380,7 @@ def step_kernel(
         )
 
 
+@cached_launch
 @triton.jit
 def backward_kernel(
     logits_ptr,  # [n_rows, n_cols]

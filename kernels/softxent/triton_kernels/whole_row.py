@@ -34,6 +34,7 @@ from .common import (
     weighed_gap,
     whole_granules,
 )
+from .handles import cached_launch
 
 
 @triton.jit
@@ -145,6 +146,7 @@ def sum_in_any_order(terms, edge_terms, BLOCK_M: tl.constexpr):
     return tl.where(largest < float("inf"), from_fixed_point(total) * size, highest - lowest)
 
 
+@cached_launch
 @triton.jit
 def step_kernel(
     logits_ptr,  # [n_rows, n_cols]
