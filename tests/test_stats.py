@@ -37,6 +37,21 @@ def composed_stats(logits: Tensor, target: Tensor, softcap: float | None = None,
     return tuple(torch.where(kept, x, 0) for x in (z.logsumexp(1), entropy, chosen))
 
 
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)  # torch operations raise
+@pytest.mark.parametrize("n_cols", [10, 100, 1001, 1501, 1504, 2501])
+def test_a_row_whose_target_does_not_exist_has_no_stats(path: str, device: torch.device, n_cols: int) -> None:
+    logits, target = make(4, n_cols, torch.float32, device)
+    expected = fused_softmax_xent_with_stats(logits, target, reduction="none")
+    for bad in (n_cols, -1, 2**40):
+        y = target.clone()
+        y[2] = bad
+        found = fused_softmax_xent_with_stats(logits, y, reduction="none")
+        for name, of_rows in found._asdict().items():
+            none = {"prediction": -1, "correct": 0}.get(name, NAN)
+            torch.testing.assert_close(of_rows[2].double().item(), float(none), equal_nan=True)
+            assert torch.equal(of_rows[[0, 1, 3]], getattr(expected, name)[[0, 1, 3]])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "shape",

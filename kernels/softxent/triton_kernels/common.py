@@ -366,16 +366,19 @@ def gradient_of_row(r, m, rest, z_y, w_y, total, moment, eps, share, extras, cot
 
 @triton.jit
 def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment, best):
-    """What is wanted of rows besides their loss; of one that does not count 0, and class -1."""
+    """What is wanted of rows besides their loss; of one that does not count 0, and class -1; of one whose target does
+    not exist NaN, and -1."""
+    undefined = nan_unless(valid, m.dtype)
     if outputs.lse is not None:
-        tl.store(outputs.lse + rows, tl.where(active, m + log_d, 0.0), mask=in_range)
+        tl.store(outputs.lse + rows, tl.where(active, m + log_d + undefined, 0.0), mask=in_range)
     if outputs.entropy is not None:
-        tl.store(outputs.entropy + rows, tl.where(active, log_d + moment * reciprocal(d), 0.0), mask=in_range)
+        entropy = log_d + moment * reciprocal(d) + undefined
+        tl.store(outputs.entropy + rows, tl.where(active, entropy, 0.0), mask=in_range)
     if outputs.target_logprob is not None:
-        log_p = nan_unless(valid, m.dtype) - (behind(m, z_y) + log_d)
+        log_p = undefined - (behind(m, z_y) + log_d)
         tl.store(outputs.target_logprob + rows, tl.where(active, log_p, 0.0), mask=in_range)
     if outputs.prediction is not None:
-        tl.store(outputs.prediction + rows, tl.where(active & (d == d), best, -1).to(tl.int64), mask=in_range)
+        tl.store(outputs.prediction + rows, tl.where(valid & (d == d), best, -1).to(tl.int64), mask=in_range)
 
 
 @triton.jit
