@@ -129,6 +129,8 @@ def whole(
     widest = WHOLE[max(4, itemsize)][-1][0]
     if spills:
         widest = SPILLS // 2 if how.odd and any(holds) else SPILLS
+    if holds.softcap and itemsize == 2 and 0 < device.arch < 90:  # wider ones are packed
+        widest = min(widest, SPILLS // 2)
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n <= widest:
             ends = how.odd and (holds.stats or holds.entropy_gradient) and num_warps < 16
@@ -210,7 +212,7 @@ def soft_target(
         if n_cols <= block_n <= widest:
             most = THREADS // device.warp_size // (2 if how.odd else 1)
             if block_m == 1:
-                times = 4 if holds.softcap or (how.odd and (any(holds) or itemsize != target_itemsize)) else 2
+                times = 4 if holds.softcap or (how.odd and itemsize != target_itemsize) else 2
                 num_warps = min(times * num_warps, most, block_n // (how.granule * device.warp_size))
             return Whole(block_m, block_n, num_warps, how)
     return None

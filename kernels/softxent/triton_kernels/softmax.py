@@ -362,6 +362,8 @@ def _launch(kernels: tuple[triton.JITFunction, ...], tensors: tuple[Tensor, ...]
         tile = launch.softmax(n_cols, given.stride(1), itemsize, len(tensors) - 1, device())
         if tile is None:
             options |= stream(itemsize, launch.Holds())
+            if odd and itemsize == 2 and len(tensors) == 3:  # loaded value by value, of two matrices
+                options["UNROLL"] //= 2
             streamed[(n_rows,)](*tensors, n_cols, *given.stride(), **options)
         else:
             whole[(launch.cdiv(n_rows, tile.block_m),)](
