@@ -73,10 +73,11 @@ class _Utils:
         return "module", name, 0, 0, 1024  # module, function, registers, spills, threads in a program at most
 
 
-class _Driver(DriverBase):  # type: ignore[misc]
+class Driver(DriverBase):  # type: ignore[misc]
     """Just enough of a driver for Triton's launch path up to the launcher."""
 
     utils = _Utils()
+    stream = 0
 
     def __init__(self, target: GPUTarget, launcher: type[Launcher]) -> None:
         self.target, self.launcher_cls = target, launcher
@@ -101,21 +102,24 @@ class _Driver(DriverBase):  # type: ignore[misc]
         return 0
 
     def get_current_stream(self, device: int | None = None) -> int:
-        return 0
+        return self.stream
 
 
 @contextlib.contextmanager
 def pretended(target: GPUTarget, launcher: type[Launcher] = Launcher) -> Iterator[None]:
-    """CPU tensors go to the kernels, which are real in this process: compiled for this GPU, launched nowhere."""
+    """CPU tensors go to the kernels, which are real in this process: compiled for this GPU, launched nowhere.
+
+    One NVIDIA target a process: what was compiled is remembered by the device, not by its kind.
+    """
     before = driver._active, dispatch.INTERPRET
 
     def choose(active: DriverBase, to_kernels: bool) -> None:
         driver.set_active(active)
         dispatch.INTERPRET = to_kernels
-        for answer in (dispatch.kernel_module("row_loss").device, handles.by_alignment_alone):
+        for answer in (dispatch.kernel_module("row_loss").device, handles.specialised_as_here):
             answer.cache_clear()
 
-    choose(_Driver(target, launcher), True)
+    choose(Driver(target, launcher), True)
     try:
         yield
     finally:
@@ -125,12 +129,12 @@ def pretended(target: GPUTarget, launcher: type[Launcher] = Launcher) -> Iterato
 class Offline:
     def __init__(self, backend: str, arch: int | str) -> None:
         self.target = GPUTarget(backend, arch, 64 if backend == "hip" else 32)
-        self.pretended = pretended(self.target)
         self.seen: dict[str, Compiled] = {}
         self.forgot: set[JITFunction] = set()
 
     def __enter__(self) -> list[Compiled]:
         self.compiled: list[Compiled] = []
+        self.pretended = pretended(self.target)
         self.pretended.__enter__()
         self.run, handles.ON = JITFunction.run, False
 

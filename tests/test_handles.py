@@ -25,19 +25,31 @@ def test_launches_by_handles_are_those_of_triton() -> None:
     found = json.loads(process.stdout)
     assert found["launches"] > 1000 and found["kernels"] >= 15 and found["compiled"] > 100
     assert found["differ"] == []
-    assert found["asked"] == found["unaligned"] > 0  # what starts at any address goes through Triton, and nothing else
-    assert found["another device"] == ["asked"]
-    assert found["handles"] <= found["most"] < found["batches"]
+    assert found["unaligned"] > 0 and found["asked"] == 0
+    assert found["asked anew"] == {
+        "nothing": 0,
+        "other numbers": 0,
+        "another batch of its kind": 0,
+        "another device": 1,
+        "in debug mode": 1,
+        "in debug mode again": 0,
+        "instrumented": 1,
+        "not yet compiled": 1,
+        "compiled by now": 1,
+        "compiled": 0,
+    }
+    assert found["handles"] == found["most"]
     assert found["asked on AMD"] == found["launched on AMD"] > 0
 
 
 def alone() -> dict[str, Any]:
     import torch
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
-    from offline import pretended
+    from offline import Driver, pretended
     from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
     from softxent.triton_kernels import few_classes, handles
 
@@ -123,7 +135,11 @@ def alone() -> dict[str, Any]:
                 "logit_scale": (0.5, 2),
                 "weight": (partial(torch.ones, n_cols), partial(torch.ones, n_cols, dtype=torch.float64)),
                 "sample_weight": (partial(torch.ones, n_rows), partial(torch.ones, n_rows, dtype=torch.bfloat16)),
-                **({} if soft else {"ignore_index": (0, 1, 16, 17, 2**40), "stats": (True,)}),
+                **(
+                    {}
+                    if soft
+                    else {"ignore_index": (0, 1, 16, 17, 2**31 - 1, 2**31, -(2**31) - 1, 2**40), "stats": (True,)}
+                ),
             }.items():
                 if rng.random() < 0.2:
                     options[name] = rng.choice(values)
@@ -137,10 +153,28 @@ def alone() -> dict[str, Any]:
         handles.ON = by_handles
         launched.clear()
         asked.clear()
-        for one in steps:
+        for i, one in enumerate(steps):
+            Driver.stream = i % 3
             one()
         handles.ON = True
         return list(launched)
+
+    def n_asked(n_rows: int = 256, as_a: type[torch.Tensor] = torch.Tensor, **options: Any) -> int:
+        asked.clear()
+        logits, target = torch.zeros(n_rows, 10), torch.zeros(n_rows, dtype=torch.int64)
+        fused_softmax_xent(logits.as_subclass(as_a), target.as_subclass(as_a), **options)
+        return len(asked)
+
+    class Elsewhere(torch.Tensor):
+        def get_device(self) -> int:
+            return 1
+
+    class Future:
+        def __init__(self, compiled: Uncompiled) -> None:
+            self.compiled = compiled
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.compiled, name)
 
     rng = random.Random(0)
     steps = steps_of(rng)
@@ -148,30 +182,34 @@ def alone() -> dict[str, Any]:
         launches(steps, True)
         rng.shuffle(steps)
         ours = launches(steps, True)
-        n_asked = len(asked)
+        asked_again = len(asked)
         expected = launches(steps, False)
         unaligned = sum(any(_unaligned(a) for a in arguments) for *_, arguments in expected)
-
-        class Elsewhere(torch.Tensor):
-            def get_device(self) -> int:
-                return 1
-
-        def aligned(cls: type[torch.Tensor]) -> None:
-            fused_softmax_xent(
-                torch.zeros(256, 10).as_subclass(cls), torch.zeros(256, dtype=torch.int64).as_subclass(cls)
-            )
-
-        aligned(torch.Tensor)
-        asked.clear()
-        aligned(torch.Tensor)
-        assert not asked
-        aligned(Elsewhere)
-        another = ["asked" for _ in asked]
-        batches = handles.MOST + 10
-        most_handles = 0
-        for n_rows in range(1, batches + 1):
-            fused_softmax_xent(torch.zeros(n_rows, 10), torch.zeros(n_rows, dtype=torch.int64), reduction="none")
-            most_handles = max(most_handles, len(few_classes.step_kernel.handles))
+        n_asked(label_smoothing=0.1)
+        n_asked()
+        anew = {
+            "nothing": n_asked(),
+            "other numbers": n_asked(label_smoothing=0.3),
+            "another batch of its kind": n_asked(288),
+            "another device": n_asked(as_a=Elsewhere),
+        }
+        triton.knobs.runtime.debug = True
+        anew |= {"in debug mode": n_asked(), "in debug mode again": n_asked()}
+        triton.knobs.runtime.debug = False
+        triton.knobs.compilation.instrumentation_mode = "consan"
+        anew["instrumented"] = n_asked()
+        triton.knobs.compilation.instrumentation_mode = ""
+        JITFunction._do_compile = lambda *call: Future(compile_nothing(*call))
+        anew["not yet compiled"] = n_asked(softcap=7.0, z_loss=0.1)
+        anew |= {name: n_asked(softcap=7.0, z_loss=0.1) for name in ("compiled by now", "compiled")}
+        JITFunction._do_compile = compile_nothing
+        handles.MOST = most = 3
+        few_classes.one_launch_kernel.handles.clear()
+        n_handles = []
+        for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32):
+            for softcap in (None, 2.0):
+                fused_softmax_xent(torch.zeros(9, 10, dtype=dtype), torch.zeros(9, dtype=torch.int64), softcap=softcap)
+                n_handles.append(len(few_classes.one_launch_kernel.handles))
     with pretended(GPUTarget("hip", "gfx942", 64)):
         launches(steps[:20], True)
         on_amd = len(launches(steps[:20], True))
@@ -181,12 +219,11 @@ def alone() -> dict[str, Any]:
         "kernels": len({name for name, *_ in expected}),
         "compiled": len({(name, key) for name, key, *_ in expected}),
         "differ": [repr((a[:2], b[:2])) for a, b in zip(ours, expected, strict=True) if a != b][:3],
-        "asked": n_asked,
+        "asked": asked_again,
         "unaligned": unaligned,
-        "another device": another,
-        "handles": most_handles,
-        "most": handles.MOST,
-        "batches": batches,
+        "asked anew": anew,
+        "handles": max(n_handles),
+        "most": most,
         "asked on AMD": asked_on_amd,
         "launched on AMD": on_amd,
     }

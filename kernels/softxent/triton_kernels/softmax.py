@@ -13,6 +13,8 @@ are accessed in the same granules of 16 bytes (common.whole_granules), and elsew
 
 # mypy: disable-error-code="assignment, misc"
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -336,7 +338,7 @@ def backward(dout: Tensor, out: Tensor, log: bool) -> Tensor:
     return dz
 
 
-def _launch(kernels: tuple[triton.JITFunction, ...], tensors: tuple[Tensor, ...], log: bool) -> None:
+def _launch(kernels: tuple[Any, ...], tensors: tuple[Tensor, ...], log: bool) -> None:
     """Rows in threads, in programs, or streamed. The first tensor is given, and may lie anywhere."""
     few, whole, streamed = kernels
     given = tensors[0]
