@@ -3,6 +3,8 @@
     python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
     python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
     python bench/codegen.py cuda:90 --plain      of those, the ones without options
+    python bench/codegen.py --faults             each choice, but only those shown that put bytes aside, access memory
+                                                 by less than 16 bytes, or take more instructions than there is time for
     python bench/codegen.py cuda:90 --json       a JSON object a kernel, instructions only where they have a budget
 
 Triton's wheel has the whole tool chain, and the operation's own host code runs, on tensors without data: each kernel is
@@ -244,6 +246,13 @@ def over_budget(row: dict[str, Any]) -> bool:
     return bool(row["per_value"] > 7.8 * itemsize * (reads + writes))
 
 
+def faults(row: dict[str, Any]) -> str:
+    """What tests of the brief set do not let pass, or nothing."""
+    aside = row["spill_bytes"] + row["stack_bytes"]
+    found = {f"{aside} bytes aside": aside > 0, "narrow": narrow(row), "over budget": over_budget(row)}
+    return ", ".join(name for name, is_so in found.items() if is_so)
+
+
 COLUMNS: tuple[str, ...] = ("kernel", "dtype", "n_cols", "options", "tile", "threads", "registers", "warps", "shared")
 COLUMNS += ("spilled", "loads", "stores", "instructions")
 
@@ -280,19 +289,27 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
     parser.add_argument("--brief", action="store_true", help="one choice for each regime and dtype")
     parser.add_argument("--plain", action="store_true", help="of those, the ones without options")
+    parser.add_argument("--faults", action="store_true", help="only what should not be, and how many were looked at")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
     if not arguments.json:
         versions = f"triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
         print(f"{versions}. Loads and stores: those of 16 bytes + narrower ones.")
     for target in arguments.targets:
+        if not arguments.json:
+            print(f"\n## {target}\n", flush=True)
         rows = []
-        for row in measure(target, arguments.brief, arguments.plain, not arguments.json):
+        for row in measure(target, arguments.brief, arguments.plain, not (arguments.json or arguments.faults)):
             rows.append(row)
             if arguments.json:
                 print(json.dumps(row), flush=True)
-        if not arguments.json:
-            print(f"\n## {target}\n", *table(rows), sep="\n", flush=True)
+            elif arguments.faults and (found := faults(row)):
+                named = " ".join(str(row[name]) for name in ("dtype", "n_cols", "options") if row[name] != "")
+                print(f"* {row['kernel'].removesuffix('_kernel')}, {named}: {found}", flush=True)
+        if arguments.faults:
+            print(f"\n{len(rows)} kernels, {sum(bool(faults(row)) for row in rows)} of them named here.", flush=True)
+        elif not arguments.json:
+            print(*table(rows), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
