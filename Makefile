@@ -39,12 +39,13 @@ lint: $(INSTALLED)
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
 
-# What the compiler makes of the launch choices, for each GPU that users have. An hour, or minutes with ARGS=--brief, one
-# for each regime and dtype. Then read `git diff`.
+# What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
+# twenty minutes; and of every one, more than an hour, whatever is not as it should be. Then read `git diff`.
 codegen: $(INSTALLED)
-	$(RUN) bench/codegen.py $(ARGS) > bench/results/codegen-triton-3.7.md
+	$(RUN) bench/codegen.py --brief > bench/results/codegen-triton-3.7.md
 	sh tools/triton_env.sh 3.9.0
 	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > bench/results/codegen-triton-3.9.md
+	$(RUN) bench/codegen.py --faults > bench/results/codegen-every-choice.md
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache

@@ -216,6 +216,8 @@ def narrow(row: dict[str, Any]) -> bool:
     granule, odd = constants.get("GRANULE", 1), constants.get("ODD", False)
     if granule == 1 or row["kernel"].startswith("mean") or (odd and row["target"].startswith("hip")):
         return False
+    if odd and row["kernel"] == "soft_streams.forward_kernel":  # which sums, value by value, and no more
+        return False
     singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
     if odd and "weight" in row["options"].split() and row["kernel"].startswith("soft_"):  # which starts elsewhere
         singles = 0, singles[1]
@@ -293,8 +295,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
     if not arguments.json:
-        versions = f"triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
-        print(f"{versions}. Loads and stores: those of 16 bytes + narrower ones.")
+        which = "One choice for each regime, dtype and kind of option" if arguments.brief else "Every choice"
+        more = "Loads and stores: those of 16 bytes + narrower ones."
+        if arguments.faults:
+            more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
+        print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
+        print(f"{which}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
     for target in arguments.targets:
         if not arguments.json:
             print(f"\n## {target}\n", flush=True)
