@@ -218,7 +218,8 @@ def narrow(row: dict[str, Any]) -> bool:
         return False
     if odd and row["kernel"] == "soft_streams.forward_kernel":  # which sums, value by value, and no more
         return False
-    singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - 5 * ("stats" in row["options"])
+    written = 5 * ("stats" in row["options"]) + 6 * ("dtarget" in row["options"])
+    singles = row["loads"] - row["wide_loads"], row["stores"] - row["wide_stores"] - written
     if odd and "weight" in row["options"].split() and row["kernel"].startswith("soft_"):  # which starts elsewhere
         singles = 0, singles[1]
     if odd and "stream" in row["kernel"]:  # summed value by value: their bits must not depend on alignment

@@ -129,7 +129,7 @@ def whole(
     widest = WHOLE[max(4, itemsize)][-1][0]
     if spills:
         widest = SPILLS // 2 if how.odd and any(holds) else SPILLS
-    if holds.softcap and itemsize == 2 and 0 < device.arch < 90:  # wider ones are packed
+    if holds.softcap and itemsize == 2 and not amd:  # wider ones are packed
         widest = min(widest, SPILLS // 2)
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n <= widest:
