@@ -104,6 +104,8 @@ def test_a_row_of_softmax_that_a_program_holds_fits(itemsize: int, n_matrices: i
             if tile is not None:
                 assert n_cols <= tile.block_n < max(65, 2 * n_cols)
                 assert tile.num_warps * device.warp_size <= 1024
+                if tile.block_m == 1:  # no thread has less than a granule
+                    assert tile.num_warps * device.warp_size * tile.access.granule <= tile.block_n
                 assert not tile.packed
 
 

@@ -179,6 +179,7 @@ def softmax(n_cols: int, stride_col: int, itemsize: int, n_matrices: int, device
     for block_n, block_m, num_warps in WHOLE[max(4, itemsize)]:
         if n_cols <= block_n:
             most = THREADS // device.warp_size // (2 if how.odd else 1)
+            most = min(most, block_n // (how.granule * device.warp_size))
             if n_matrices == 2 and block_m == 1 and 2 * num_warps <= most:
                 num_warps *= 2
             return Whole(block_m, block_n, num_warps, how)
