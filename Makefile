@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint matrix codegen clean
+.PHONY: help train test bench lint oldest matrix codegen clean
 
 help:
-	@echo "make train | test | bench | lint | matrix | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | oldest | matrix | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -38,6 +38,12 @@ lint: $(INSTALLED)
 # The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
+
+# The oldest Triton's compiler takes less of the language than its interpreter does, and than later compilers.
+oldest: $(INSTALLED)
+	sh tools/triton_env.sh 3.6.0
+	.venv-triton-3.6.0/bin/python -m pytest -q -p no:cacheprovider -n auto tests/test_compiles.py tests/test_handles.py \
+		-k "cuda:80 or handles"
 
 # What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
 # twenty minutes; and of every one, more than an hour, whatever is not as it should be. Then read `git diff`.

@@ -19,6 +19,7 @@ import pytest
 from bench.codegen import TARGETS, narrow, over_budget
 
 TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
+LEAST_WARPS = 16 if TRITON >= (3, 7) else 8  # 3.6 gives some kernels of odd rows more registers
 ROOT = Path(__file__).parents[1]
 KERNELS = {
     "few_classes.step_kernel",
@@ -68,7 +69,7 @@ def test_compiles_without_spills_and_in_wide_accesses(target: str) -> None:
         assert not narrow(kernel), kernel
         assert not over_budget(kernel), kernel
         if target.startswith("cuda") and not kernel["kernel"].startswith("mean"):
-            assert kernel["resident_warps"] >= 16, kernel
+            assert kernel["resident_warps"] >= LEAST_WARPS, kernel
     clusters = [kernel for kernel in compiled if kernel["constants"].get("num_ctas", 1) > 1]
     assert bool(clusters) == (TRITON >= (3, 8) and target in ("cuda:90", "cuda:100"))
     assert all(kernel["distributed"] for kernel in clusters)  # they reduce through each other's shared memory

@@ -5,7 +5,6 @@ belongs together is one argument, here and in soft_streams.py:
 
     formula   weight_ptr, eps, eps / n_cols, extras: what c_j is made of besides t_j
     pair      row_ptr, stride_col, target_row_ptr, stride_target_col: rows of logits, and their targets
-    outs      dlogits_row_ptr, dtarget_row_ptr: their gradients, each perhaps None
     place     skip, at, cols, mask, written: columns, which lie at `at` counted from `skip`; those that are read, and
               those whose gradients are written
     sums      m, d, a
@@ -48,12 +47,10 @@ def counting(sample_weight_ptr, rows, n_rows):
 
 @triton.jit
 def rows_at(ptr, rows, stride_row, GRANULE: tl.constexpr, ODD: tl.constexpr):
-    """Where rows begin; None where there are none."""
-    if ptr is not None:
-        if not ODD:  # what Triton has to know to access granules at once
-            stride_row = stride_row // GRANULE * GRANULE
-        ptr += rows * stride_row
-    return ptr
+    """Where rows begin."""
+    if not ODD:  # what Triton has to know to access granules at once
+        stride_row = stride_row // GRANULE * GRANULE
+    return ptr + rows * stride_row
 
 
 @triton.jit
@@ -116,9 +113,11 @@ def load_pair(pair, place, GRANULE: tl.constexpr, GIVEN: tl.constexpr, BLOCK_M: 
 
 
 @triton.jit
-def write_gradients(x, t, place, outs, formula, factors, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr):
+def write_gradients(
+    x, t, place, dlogits_row_ptr, dtarget_row_ptr, formula, factors, GRANULE: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Of dlogits and dtarget either may be None, which Triton 3.6 takes neither in a tuple nor as a result."""
     skip, at, cols, mask, written = place
-    dlogits_row_ptr, dtarget_row_ptr = outs
     weight_ptr, _, _, extras = formula
     m, log_d, of_p, of_c, of_gap = factors
     acc: tl.constexpr = m.dtype
@@ -286,8 +285,12 @@ def step_kernel(
     if dlogits_ptr is not None or dtarget_ptr is not None:
         r = load_factor(cotangents, stride_dloss, norm_ptr, sample_weight_ptr, rows, active, 0, acc)
         factors = gradient_factors(sums, r, active, formula)
-        dlogits_row_ptr = rows_at(dlogits_ptr, rows, stride_out, GRANULE, ODD)
-        outs = dlogits_row_ptr, rows_at(dtarget_ptr, rows, stride_dtarget, GRANULE, ODD)
-        write_gradients(x, t, place, outs, formula, factors, GRANULE, BLOCK_M)
+        dz_ptr = dlogits_ptr
+        dt_ptr = dtarget_ptr
+        if dlogits_ptr is not None:
+            dz_ptr = rows_at(dlogits_ptr, rows, stride_out, GRANULE, ODD)
+        if dtarget_ptr is not None:
+            dt_ptr = rows_at(dtarget_ptr, rows, stride_dtarget, GRANULE, ODD)
+        write_gradients(x, t, place, dz_ptr, dt_ptr, formula, factors, GRANULE, BLOCK_M)
         if ODD:
-            write_gradients(x_edge, t_edge, edge_place, outs, formula, factors, 1, BLOCK_M)
+            write_gradients(x_edge, t_edge, edge_place, dz_ptr, dt_ptr, formula, factors, 1, BLOCK_M)

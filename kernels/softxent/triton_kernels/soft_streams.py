@@ -74,7 +74,8 @@ def sums_of_row(
 def write_block(
     start,
     pair,
-    outs,
+    dz_ptr,
+    dt_ptr,
     formula,
     factors,
     active,
@@ -89,13 +90,13 @@ def write_block(
     at = start + tl.arange(0, BLOCK)
     place = skip, at, at + skip, active & (at < whole), at < whole
     x, t = load_pair(pair, place, GRANULE, GIVEN, 1)
-    write_gradients(x, t, place, outs, formula, factors, GRANULE, 1)
+    write_gradients(x, t, place, dz_ptr, dt_ptr, formula, factors, GRANULE, 1)
     if ODD:
         if start == 0:
             cols, mine = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
             ends = 0, cols, cols, active & mine, mine
             x_ends, t_ends = load_pair(pair, ends, 1, 1, 1)
-            write_gradients(x_ends, t_ends, ends, outs, formula, factors, 1, 1)
+            write_gradients(x_ends, t_ends, ends, dz_ptr, dt_ptr, formula, factors, 1, 1)
 
 
 @cached_launch
@@ -180,12 +181,16 @@ def step_kernel(
     write_loss(loss_ptr, (m, d, a), gap, sample_weight_ptr, row, n_rows, active, extras, False)
     r = load_factor(cotangents, 0, norm_ptr, sample_weight_ptr, row, active, 0, acc)
     factors = gradient_factors((m, d, a), r, active, formula)
-    dlogits_row_ptr = rows_at(dlogits_ptr, row, stride_out, GRANULE, ODD)
-    outs = dlogits_row_ptr, rows_at(dtarget_ptr, row, stride_dtarget, GRANULE, ODD)
+    dz_ptr = dlogits_ptr
+    dt_ptr = dtarget_ptr
+    if dlogits_ptr is not None:
+        dz_ptr = rows_at(dlogits_ptr, row, stride_out, GRANULE, ODD)
+    if dtarget_ptr is not None:
+        dt_ptr = rows_at(dtarget_ptr, row, stride_dtarget, GRANULE, ODD)
     FEWER: tl.constexpr = acc == tl.float64 and extras.softcap is not None  # or it would spill
     BLOCK: tl.constexpr = (1 if FEWER else 2) * THREADS * VECTOR
     for start in range(0, n_cols, BLOCK):
-        write_block(start, pair, outs, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
+        write_block(start, pair, dz_ptr, dt_ptr, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
 
 
 @cached_launch
@@ -226,7 +231,11 @@ def backward_kernel(
     sums = tl.load(kept_ptr), tl.load(kept_ptr + 1), tl.load(kept_ptr + 2)
     r = load_factor(cotangents, stride_dloss, norm_ptr, sample_weight_ptr, row, active, 0, acc)
     factors = gradient_factors(sums, r, active, formula)
-    dlogits_row_ptr = rows_at(dlogits_ptr, row, stride_out, GRANULE, ODD)
-    outs = dlogits_row_ptr, rows_at(dtarget_ptr, row, stride_dtarget, GRANULE, ODD)
+    dz_ptr = dlogits_ptr
+    dt_ptr = dtarget_ptr
+    if dlogits_ptr is not None:
+        dz_ptr = rows_at(dlogits_ptr, row, stride_out, GRANULE, ODD)
+    if dtarget_ptr is not None:
+        dt_ptr = rows_at(dtarget_ptr, row, stride_dtarget, GRANULE, ODD)
     start = tl.program_id(1) * BLOCK
-    write_block(start, pair, outs, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
+    write_block(start, pair, dz_ptr, dt_ptr, formula, factors, active, n_cols, BLOCK, GRANULE, ODD, GIVEN)
