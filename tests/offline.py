@@ -55,11 +55,11 @@ class Compiled:
         return _loops(_amdgcn(self.code) if isinstance(self.code, str) else _sass(self.code))
 
 
-class Launcher:
+class _Launcher:
     """Where a launch ends: in a call of this, instead of the driver's."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        self.metadata = metadata
+        pass
 
     def __call__(self, *_: Any) -> None:
         pass
@@ -76,11 +76,11 @@ class _Utils:
 class Driver(DriverBase):  # type: ignore[misc]
     """Just enough of a driver for Triton's launch path up to the launcher."""
 
-    utils = _Utils()
+    utils, launcher_cls = _Utils(), _Launcher
     stream = 0
 
-    def __init__(self, target: GPUTarget, launcher: type[Launcher]) -> None:
-        self.target, self.launcher_cls = target, launcher
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
 
     @classmethod
     def is_active(cls) -> bool:
@@ -106,7 +106,7 @@ class Driver(DriverBase):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def pretended(target: GPUTarget, launcher: type[Launcher] = Launcher) -> Iterator[None]:
+def pretended(target: GPUTarget) -> Iterator[None]:
     """CPU tensors go to the kernels, which are real in this process: compiled for this GPU, launched nowhere.
 
     One NVIDIA target a process: what was compiled is remembered by the device, not by its kind.
@@ -119,7 +119,7 @@ def pretended(target: GPUTarget, launcher: type[Launcher] = Launcher) -> Iterato
         for answer in (dispatch.kernel_module("row_loss").device, handles.specialised_as_here):
             answer.cache_clear()
 
-    choose(Driver(target, launcher), True)
+    choose(Driver(target), True)
     try:
         yield
     finally:

@@ -199,8 +199,8 @@ def soft_target(
 ) -> Whole | None:
     """The tile for rows of logits that a program holds with their rows of probabilities; None: they are streamed.
 
-    holds.smoothing: or class weights. More threads share a row where more is held, and where sums of integers, of odd
-    rows, take registers.
+    holds.smoothing: or class weights. More threads share a row where a softcap is computed, and where odd rows of two
+    dtypes lie differently in their granules.
     """
     how = access(n_cols, stride_row, stride_col, itemsize, address)
     if n_cols > BY_VALUE and (how.granule == 1 or not target_lines_up):
