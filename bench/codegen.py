@@ -208,8 +208,8 @@ def narrow(row: dict[str, Any]) -> bool:
     """Whether rows that lie in granules, or are odd and held on chip, are not accessed 16 bytes at a time.
 
     Single accesses: of a row's target, its logit and its weights, the parts of the mean's divisor, the loss and the
-    stats; the ends of odd rows, of each matrix; and what else the target's thread holds of a packed row. A row of [..., 64] has a few
-    of each a thread.
+    stats; the ends of odd rows, of each matrix; and what else the target's thread holds of a packed row. A row of
+    [..., 64] has a few of each a thread.
     AMD's compiler does not see the alignment of odd rows.
     """
     constants = row["constants"]
