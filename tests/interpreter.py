@@ -1,9 +1,7 @@
-"""Triton's interpreter, made to notice what it lets pass and to lose less time, and the launches counted.
+"""Triton's interpreter, made to notice what it lets pass, and the launches counted.
 
     rounding     float32 to bfloat16 truncates there, float64 loses all; a GPU rounds to nearest even. So it does here
     reductions   with a function of ours are done value by value in Python there; here pair by pair, all pairs at once
-    patches      the language is patched there at every call of a function; here once a launch
-    types        and shapes are made there anew for every value; here they are remembered
     bfloat16     is added and multiplied as the integers that its bits are; here as floats, rounded
     fma          is two roundings there; here, as on a GPU, one
     names        of the language that a module has under its own, `cast = tl.cast`, work too
@@ -14,7 +12,6 @@ Works with Triton 3.6 to 3.9. Import after TRITON_INTERPRET=1 is set.
 """
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +20,8 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter as triton_interpreter
+
+import quick_interpreter
 
 Builder = triton_interpreter.InterpreterBuilder
 Grid = triton_interpreter.GridExecutor
@@ -39,8 +38,7 @@ def install() -> None:
     apply_impl = triton_interpreter.ReduceOps.apply_impl
     cast, call = Builder.cast_impl, Grid.__call__
     load, store = Builder.create_masked_load, Builder.create_masked_store
-    binary_op, patch = Builder.binary_op, triton_interpreter._patch_lang
-    patched: dict[frozenset[str], Any] = {}  # in this launch, by the modules of the language that a function knows
+    binary_op = Builder.binary_op
 
     def get_bf16(self: Any, value: Any) -> Any:
         return triton_interpreter.TensorHandle(round_to_bfloat16(np.array([value], np.float32)), tl.bfloat16)
@@ -80,16 +78,6 @@ def install() -> None:
         check_bounds(pointers, mask)
         return store(self, pointers, value, as_bool(mask), *rest)
 
-    @functools.cache
-    def language_of(function: Any) -> frozenset[str]:
-        return frozenset(value.__name__ for value in function.__globals__.values() if value in (tl, tl.core))
-
-    def patch_lang(function: Any) -> Any:
-        language = language_of(function)
-        if language not in patched:
-            patched[language] = patch(function)
-        return patched[language]
-
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         _launched.append(self.fn.__name__)
         bind_late(self.fn.__globals__)
@@ -98,7 +86,6 @@ def install() -> None:
         _bounds[:] = [(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # -inf - -inf and the like are tested by their results
-            patched.clear()
             return call(self, *args, **kwargs)
 
     Builder.cast_impl, Builder.create_fma = cast_impl, create_fma
@@ -106,39 +93,7 @@ def install() -> None:
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
     triton_interpreter.ReduceOps.apply_impl = reduce
     Grid.__call__ = launch
-    triton_interpreter._patch_lang = patch_lang
-    tl.tensor.__init__ = remembered(tl.tensor.__init__, shape_of, ("handle", "type", "dtype"))
-    tl.block_type.__init__ = remembered(tl.block_type.__init__, block_of, ())
-    of_scalar = functools.cache(triton_interpreter._get_np_dtype)
-    triton_interpreter._get_np_dtype = lambda dtype: (
-        np.dtype(np.uint64) if dtype.scalar.is_ptr() else of_scalar(dtype.scalar)
-    )
-
-
-def remembered(init: Any, key: Any, own: tuple[str, ...]) -> Any:
-    """An __init__ of two arguments on whose key all attributes depend but an object's own, which are made anew."""
-    known: dict[Any, dict[str, Any]] = {}
-
-    def __init__(self: Any, first: Any, second: Any) -> None:
-        found = known.get(of := key(first, second))
-        if found is None:  # a key of None is never known
-            init(self, first, second)
-            if of is not None:
-                known[of] = {name: value for name, value in vars(self).items() if name not in own}
-            return
-        vars(self).update(found)
-        if own:
-            self.handle, self.type, self.dtype = first, second, second.scalar
-
-    return __init__
-
-
-def shape_of(_: Any, type: Any) -> Any:
-    return tuple(type.shape) if type.is_block() else ()
-
-
-def block_of(element: Any, shape: Any) -> Any:
-    return (element.name, *shape) if type(element) is tl.dtype else None
+    quick_interpreter.install()
 
 
 def reduce_in_pairs(reduction: Any, inputs: tuple[Any, ...]) -> list[Any]:
