@@ -3,6 +3,7 @@
     python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
     python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
     python bench/codegen.py cuda:90 --plain      of those, the ones without options
+    python bench/codegen.py cuda:90 --together   and with all of them at once
     python bench/codegen.py --faults             each choice, but only those shown that put bytes aside, access memory
                                                  by less than 16 bytes, or take more instructions than there is time for
     python bench/codegen.py cuda:90 --json       a JSON object a kernel, instructions only where they have a budget
@@ -17,7 +18,7 @@ code is skipped, as after a target that is ignored. Of the kernels that stream r
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ CAPPED = {"softcap": 30.0, "weight": True}
 STATS = {"stats": "of all rows"}
 DIFFERENTIATED = {"stats": "differentiated"}
 SOFT = {"op": "soft_target"}
+ALL = SMOOTHED | CAPPED | SCALED
 BEYOND: tuple[dict[str, Any], ...] = (SCALED, CAPPED, STATS, DIFFERENTIATED)  # what PyTorch has not
 
 
@@ -67,12 +69,24 @@ BRIEF = {
     "float16": (1001, 131072),
     "float64": (10, 1000, 131072),
 }
+TOGETHER = (("float32", 10), ("float32", 1001), ("bfloat16", 32768), ("float32", 131072))  # all options, each regime
+
+
+def has_all(case: Case) -> bool:
+    return case.options.keys() >= ALL.keys()
 
 
 def is_plain(case: Case) -> bool:
     """With no option that adds to what a kernel computes."""
     more = {"label_smoothing", "z_loss", "softcap", "stats", "dtarget", "target"}
     return not more & set(case.options) and case.options.get("op") != "log_softmax"
+
+
+SETS: dict[str, tuple[Callable[[Case], bool], str]] = {
+    "brief": (lambda _: True, "one choice for each regime and dtype"),
+    "plain": (is_plain, "of those, the ones without options"),
+    "together": (lambda case: is_plain(case) or has_all(case), "those, and the ones with all options at once"),
+}
 
 
 def cases(brief: bool, clusters: bool) -> Iterator[Case]:
@@ -94,6 +108,11 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
             if (n_cols in some and common) or (dtype, n_cols) == ("bfloat16", 50257):
                 for options in BEYOND:
                     yield Case(dtype, n_cols, options)
+            if (dtype, n_cols) in TOGETHER:
+                yield Case(dtype, n_cols, ALL | STATS)
+                yield Case(dtype, n_cols, ALL | SOFT | {"dtarget": True})
+                if dtype == "float32":
+                    yield Case(dtype, n_cols, ALL | DIFFERENTIATED)
             if n_cols > 65536 or (not brief and dtype == "float32"):
                 yield Case(dtype, n_cols, {"reduction": "none"})
             if n_cols > 65536 and size < 8 and clusters:
@@ -151,8 +170,9 @@ def run(case: Case) -> None:
         found.loss.backward()
 
 
-def measure(target: str, brief: bool, plain: bool = False, all_counted: bool = True) -> Iterator[dict[str, Any]]:
-    """What was made of each kernel that is new with a case; its instructions counted, or only where `has_budget`."""
+def measure(target: str, some: Callable[[Case], bool] | None, all_counted: bool = True) -> Iterator[dict[str, Any]]:
+    """What was made of each kernel that is new with a case, of every one or of some in the brief set; its instructions
+    counted, or only where `has_budget`."""
     from offline import Offline
 
     backend, arch = target.split(":")
@@ -160,8 +180,8 @@ def measure(target: str, brief: bool, plain: bool = False, all_counted: bool = T
         import triton
 
         new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-        for case in cases(brief or plain, new and backend == "cuda" and int(arch) >= 90):
-            if plain and not is_plain(case):
+        for case in cases(some is not None, new and backend == "cuda" and int(arch) >= 90):
+            if some is not None and not some(case):
                 continue
             run(case)
             for kernel in compiled:
@@ -290,13 +310,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
-    parser.add_argument("--brief", action="store_true", help="one choice for each regime and dtype")
-    parser.add_argument("--plain", action="store_true", help="of those, the ones without options")
+    for name, (some, of_what) in SETS.items():
+        parser.add_argument(f"--{name}", dest="some", action="store_const", const=some, help=of_what)
     parser.add_argument("--faults", action="store_true", help="only what should not be, and how many were looked at")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
     if not arguments.json:
-        which = "One choice for each regime, dtype and kind of option" if arguments.brief else "Every choice"
+        which = "One choice for each regime, dtype and kind of option" if arguments.some else "Every choice"
         more = "Loads and stores: those of 16 bytes + narrower ones."
         if arguments.faults:
             more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
@@ -306,7 +326,7 @@ def main() -> None:
         if not arguments.json:
             print(f"\n## {target}\n", flush=True)
         rows = []
-        for row in measure(target, arguments.brief, arguments.plain, not (arguments.json or arguments.faults)):
+        for row in measure(target, arguments.some, not (arguments.json or arguments.faults)):
             rows.append(row)
             if arguments.json:
                 print(json.dumps(row), flush=True)
