@@ -46,12 +46,16 @@ oldest: $(INSTALLED)
 		-k "cuda:80 or handles"
 
 # What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
-# twenty minutes; and of every one, more than an hour, whatever is not as it should be. Then read `git diff`.
+# twenty minutes of a core; and of every one, with both Tritons, some five hours, whatever is not as it should be. As many
+# GPUs at a time as there are cores. Then read `git diff`.
+EVERY = bench/results/codegen-every-choice.md
 codegen: $(INSTALLED)
-	$(RUN) bench/codegen.py --brief > bench/results/codegen-triton-3.7.md
 	sh tools/triton_env.sh 3.9.0
+	$(RUN) bench/codegen.py --brief > bench/results/codegen-triton-3.7.md
 	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > bench/results/codegen-triton-3.9.md
-	$(RUN) bench/codegen.py --faults > bench/results/codegen-every-choice.md
+	$(RUN) bench/codegen.py --faults > $(EVERY)
+	echo >> $(EVERY)
+	.venv-triton-3.9.0/bin/python bench/codegen.py --faults cuda:90 cuda:100 >> $(EVERY)
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache

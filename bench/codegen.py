@@ -17,8 +17,12 @@ code is skipped, as after a target that is ignored. Of the kernels that stream r
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,9 +174,9 @@ def run(case: Case) -> None:
         found.loss.backward()
 
 
-def measure(target: str, some: Callable[[Case], bool] | None, all_counted: bool = True) -> Iterator[dict[str, Any]]:
-    """What was made of each kernel that is new with a case, of every one or of some in the brief set; its instructions
-    counted, or only where `has_budget`."""
+def measure(target: str, some: str | None, all_counted: bool) -> Iterator[dict[str, Any]]:
+    """What was made of each kernel that is new with a case, of every one or of a set; its instructions counted, or only
+    where `has_budget`."""
     from offline import Offline
 
     backend, arch = target.split(":")
@@ -181,7 +185,7 @@ def measure(target: str, some: Callable[[Case], bool] | None, all_counted: bool 
 
         new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
         for case in cases(some is not None, new and backend == "cuda" and int(arch) >= 90):
-            if some is not None and not some(case):
+            if some is not None and not SETS[some][0](case):
                 continue
             run(case)
             for kernel in compiled:
@@ -305,38 +309,45 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def named_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
+    found = [(row, of_row) for row in rows if (of_row := faults(row))]
+    for row, of_row in found:
+        case = " ".join(str(row[name]) for name in ("dtype", "n_cols", "options") if row[name] != "")
+        yield f"* {row['kernel'].removesuffix('_kernel')}, {case}: {of_row}"
+    yield f"\n{len(rows)} kernels, {len(found)} of them named here."
+
+
+def measured(target: str, some: str | None, all_counted: bool) -> list[dict[str, Any]]:
+    """In a process of its own: the compiler takes hours for every choice."""
+    return list(measure(target, some, all_counted))
+
+
 def main() -> None:
     import triton
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
-    for name, (some, of_what) in SETS.items():
-        parser.add_argument(f"--{name}", dest="some", action="store_const", const=some, help=of_what)
+    for name, (_, of_what) in SETS.items():
+        parser.add_argument(f"--{name}", dest="some", action="store_const", const=name, help=of_what)
     parser.add_argument("--faults", action="store_true", help="only what should not be, and how many were looked at")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
-    if not arguments.json:
-        which = "One choice for each regime, dtype and kind of option" if arguments.some else "Every choice"
-        more = "Loads and stores: those of 16 bytes + narrower ones."
-        if arguments.faults:
-            more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
-        print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
-        print(f"{which}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
-    for target in arguments.targets:
-        if not arguments.json:
-            print(f"\n## {target}\n", flush=True)
-        rows = []
-        for row in measure(target, arguments.some, not (arguments.json or arguments.faults)):
-            rows.append(row)
-            if arguments.json:
+    if arguments.json:
+        for target in arguments.targets:
+            for row in measure(target, arguments.some, all_counted=False):
                 print(json.dumps(row), flush=True)
-            elif arguments.faults and (found := faults(row)):
-                named = " ".join(str(row[name]) for name in ("dtype", "n_cols", "options") if row[name] != "")
-                print(f"* {row['kernel'].removesuffix('_kernel')}, {named}: {found}", flush=True)
-        if arguments.faults:
-            print(f"\n{len(rows)} kernels, {sum(bool(faults(row)) for row in rows)} of them named here.", flush=True)
-        elif not arguments.json:
-            print(*table(rows), sep="\n", flush=True)
+        return
+    which = "One choice for each regime, dtype and kind of option" if arguments.some else "Every choice"
+    more = "Loads and stores: those of 16 bytes + narrower ones."
+    if arguments.faults:
+        more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
+    print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
+    print(f"{which}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        of_targets = pool.map(measured, arguments.targets, repeat(arguments.some), repeat(not arguments.faults))
+        for target, rows in zip(arguments.targets, of_targets, strict=True):
+            print(f"\n## {target}\n")
+            print(*(named_faults(rows) if arguments.faults else table(rows)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

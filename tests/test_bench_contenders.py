@@ -210,6 +210,23 @@ def test_a_compiled_contender_needs_a_compiler(name: str, monkeypatch: pytest.Mo
         contenders.load(name, "cpu")
 
 
+def test_a_compiled_contender_needs_pythons_headers_and_a_path_without_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # there is one
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    with pytest.raises(Unavailable, match=r"Python\.h"):
+        contenders.load("compile", "cpu")
+    (tmp_path / "Python.h").touch()
+    for folder, is_broken in (("a b", True), ("ab", False)):
+        monkeypatch.setattr(torch, "__file__", f"/{folder}/torch/__init__.py")
+        if is_broken:
+            with pytest.raises(Unavailable, match="space in /a b/torch"):
+                contenders.load("compile", "cpu")
+        else:
+            contenders.load("compile", "cpu")
+
+
 @pytest.mark.parametrize("name", KINDS_LEFT_OUT)
 def test_an_adapter_gives_its_peer_the_work(name: str, planted: Path) -> None:
     with pytest.raises(Unavailable, match="GPU"):

@@ -6,7 +6,9 @@ defaults. On a CPU it writes C++, on a GPU Triton.
 
 import os
 import shutil
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +31,17 @@ def make(case: Case) -> Function:
 
 def need_compiler(device_type: str) -> None:
     """What Inductor hands its code to."""
-    compiler = os.environ.get("CXX", "g++")
-    if device_type == "cpu" and shutil.which(compiler) is None:
+    if device_type != "cpu":
+        if find_spec("triton") is None:
+            raise Unavailable("Triton is not installed")
+        return
+    compiler, headers = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which(compiler) is None:
         raise Unavailable(f"no C++ compiler ({compiler})")
-    if device_type != "cpu" and find_spec("triton") is None:
-        raise Unavailable("Triton is not installed")
+    if not headers.exists():
+        raise Unavailable(f"Inductor's C++ includes {headers}, which is not installed")
+    if " " in (torchs := str(Path(torch.__file__).parent)):
+        raise Unavailable(f"Inductor's command for the C++ compiler breaks at the space in {torchs}")
 
 
 def compile_anew(function: Function) -> Function:
