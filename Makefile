@@ -48,14 +48,17 @@ oldest: $(INSTALLED)
 # What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
 # twenty minutes of a core; and of every one, with both Tritons, some five hours, whatever is not as it should be. As many
 # GPUs at a time as there are cores. Then read `git diff`.
-EVERY = bench/results/codegen-every-choice.md
+PAGES = bench/results/codegen
 codegen: $(INSTALLED)
 	sh tools/triton_env.sh 3.9.0
-	$(RUN) bench/codegen.py --brief > bench/results/codegen-triton-3.7.md
-	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > bench/results/codegen-triton-3.9.md
-	$(RUN) bench/codegen.py --faults > $(EVERY)
-	echo >> $(EVERY)
-	.venv-triton-3.9.0/bin/python bench/codegen.py --faults cuda:90 cuda:100 >> $(EVERY)
+	$(RUN) bench/codegen.py --brief > $(PAGES).new
+	mv $(PAGES).new $(PAGES)-triton-3.7.md
+	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > $(PAGES).new
+	mv $(PAGES).new $(PAGES)-triton-3.9.md
+	$(RUN) bench/codegen.py --faults > $(PAGES).new
+	echo >> $(PAGES).new
+	.venv-triton-3.9.0/bin/python bench/codegen.py --faults cuda:90 cuda:100 >> $(PAGES).new
+	mv $(PAGES).new $(PAGES)-every-choice.md
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,7 @@
     python bench/codegen.py                      each choice, for TARGETS, with the Triton that is installed
     python bench/codegen.py cuda:90 --brief      one choice for each regime and dtype
     python bench/codegen.py cuda:90 --plain      of those, the ones without options
-    python bench/codegen.py cuda:90 --together   and with all of them at once
+    python bench/codegen.py cuda:90 --tested     and those with options that the tests compile for a Hopper
     python bench/codegen.py --faults             each choice, but only those shown that put bytes aside, access memory
                                                  by less than 16 bytes, or take more instructions than there is time for
     python bench/codegen.py cuda:90 --json       a JSON object a kernel, instructions only where they have a budget
@@ -73,11 +73,8 @@ BRIEF = {
     "float16": (1001, 131072),
     "float64": (10, 1000, 131072),
 }
-TOGETHER = (("float32", 10), ("float32", 1001), ("bfloat16", 32768), ("float32", 131072))  # all options, each regime
-
-
-def has_all(case: Case) -> bool:
-    return case.options.keys() >= ALL.keys()
+# All options at once: few classes, odd rows value by value, packed, streamed.
+TOGETHER = (("float32", 10), ("float32", 1001), ("bfloat16", 32768), ("float32", 131072))
 
 
 def is_plain(case: Case) -> bool:
@@ -86,10 +83,23 @@ def is_plain(case: Case) -> bool:
     return not more & set(case.options) and case.options.get("op") != "log_softmax"
 
 
-SETS: dict[str, tuple[Callable[[Case], bool], str]] = {
-    "brief": (lambda _: True, "one choice for each regime and dtype"),
-    "plain": (is_plain, "of those, the ones without options"),
-    "together": (lambda case: is_plain(case) or has_all(case), "those, and the ones with all options at once"),
+def is_tested(case: Case) -> bool:
+    """Without options; every one with a row in granules, and with an odd one; and all at once, in every regime."""
+    each = case.dtype == "float32" and (case.n_cols in (1000, 1001) or case.options.get("op") == "log_softmax")
+    return (
+        is_plain(case)
+        or each
+        or case.options.keys() >= ALL.keys()
+        or (case.n_cols == 1001 and "target" in case.options)
+    )
+
+
+EVERY, BRIEFLY = "Every choice", "One choice for each regime, dtype and kind of option"
+SETS: dict[str | None, tuple[Callable[[Case], bool], str]] = {  # and what its page is said to be
+    None: (lambda _: True, EVERY),
+    "brief": (lambda _: True, BRIEFLY),
+    "plain": (is_plain, BRIEFLY + ", without those that add to what a kernel computes"),
+    "tested": (is_tested, BRIEFLY + ", as far as the tests compile them for a Hopper"),
 }
 
 
@@ -102,13 +112,13 @@ def cases(brief: bool, clusters: bool) -> Iterator[Case]:
         wider = {2 * tiles[-1], 2 * tiles[-1] - 9, 50257, 128256}
         few = {2, 3, 10, 16, 31, 32}
         common = dtype in ("float32", "bfloat16")
-        for n_cols in BRIEF[dtype] if brief else sorted(few | {*tiles} | {n - 7 for n in tiles} | wider):
+        for n_cols in BRIEF[dtype] if brief else sorted(few | {*tiles, *BRIEF[dtype]} | {n - 7 for n in tiles} | wider):
             yield Case(dtype, n_cols, {})
             if (dtype == "float32" and n_cols in (10, 1000)) or (not brief and dtype != "float16"):
                 yield Case(dtype, n_cols, WEIGHTED)
             if (dtype, n_cols) in (("bfloat16", 50257), ("bfloat16", 65536)) or (not brief and n_cols >= 8192):
                 yield Case(dtype, n_cols, SMOOTHED)
-            some = (10, 1000, 1001, 131072) if brief else (10, 1024, 8192, 16384, 32768, 50257, 65536)
+            some = (10, 1000, 1001, 131072, *(() if brief else (1024, 8192, 16384, 32768, 50257, 65536)))
             if (n_cols in some and common) or (dtype, n_cols) == ("bfloat16", 50257):
                 for options in BEYOND:
                     yield Case(dtype, n_cols, options)
@@ -185,7 +195,7 @@ def measure(target: str, some: str | None, all_counted: bool) -> Iterator[dict[s
 
         new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
         for case in cases(some is not None, new and backend == "cuda" and int(arch) >= 90):
-            if some is not None and not SETS[some][0](case):
+            if not SETS[some][0](case):
                 continue
             run(case)
             for kernel in compiled:
@@ -310,16 +320,20 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def named_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
-    found = [(row, of_row) for row in rows if (of_row := faults(row))]
-    for row, of_row in found:
-        case = " ".join(str(row[name]) for name in ("dtype", "n_cols", "options") if row[name] != "")
-        yield f"* {row['kernel'].removesuffix('_kernel')}, {case}: {of_row}"
-    yield f"\n{len(rows)} kernels, {len(found)} of them named here."
+    for row in rows:
+        if found := faults(row):
+            case = " ".join(str(row[name]) for name in ("dtype", "n_cols", "options") if row[name] != "")
+            yield f"* {row['kernel'].removesuffix('_kernel')}, {case}: {found}"
 
 
-def measured(target: str, some: str | None, all_counted: bool) -> list[dict[str, Any]]:
-    """In a process of its own: the compiler takes hours for every choice."""
-    return list(measure(target, some, all_counted))
+def measured(target: str, some: str | None, only_faults: bool) -> list[dict[str, Any]]:
+    """In a process of its own. What is found in the course of hours is said at once."""
+    rows = []
+    for row in measure(target, some, not only_faults):
+        rows.append(row)
+        if only_faults and faults(row):
+            print(target, *named_faults([row]), file=sys.stderr, flush=True)
+    return rows
 
 
 def main() -> None:
@@ -327,8 +341,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
-    for name, (_, of_what) in SETS.items():
-        parser.add_argument(f"--{name}", dest="some", action="store_const", const=name, help=of_what)
+    for name, (_, page) in SETS.items():
+        if name is not None:
+            parser.add_argument(f"--{name}", dest="some", action="store_const", const=name, help=page.lower())
     parser.add_argument("--faults", action="store_true", help="only what should not be, and how many were looked at")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     arguments = parser.parse_args()
@@ -337,17 +352,25 @@ def main() -> None:
             for row in measure(target, arguments.some, all_counted=False):
                 print(json.dumps(row), flush=True)
         return
-    which = "One choice for each regime, dtype and kind of option" if arguments.some else "Every choice"
     more = "Loads and stores: those of 16 bytes + narrower ones."
     if arguments.faults:
         more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
     print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
-    print(f"{which}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
+    print(f"{SETS[arguments.some][1]}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        of_targets = pool.map(measured, arguments.targets, repeat(arguments.some), repeat(not arguments.faults))
-        for target, rows in zip(arguments.targets, of_targets, strict=True):
-            print(f"\n## {target}\n")
-            print(*(named_faults(rows) if arguments.faults else table(rows)), sep="\n", flush=True)
+        try:
+            of_targets = pool.map(measured, arguments.targets, repeat(arguments.some), repeat(arguments.faults))
+            for target, rows in zip(arguments.targets, of_targets, strict=True):
+                print(f"\n## {target}\n")
+                lines = [*(named_faults(rows) if arguments.faults else table(rows))]
+                if arguments.faults:
+                    lines.append(f"\n{len(rows)} kernels, {len(lines)} of them named here.")
+                print(*lines, sep="\n", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 if __name__ == "__main__":

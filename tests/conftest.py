@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # The compiler takes a minute for a GPU: whoever comes to that last works alone.
+    # Each of these takes a minute: started last, it would leave the other workers idle.
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_compiles.py"))
     if config.getoption("--device") == "cuda":
         kept = [item for item in items if _runs_kernels(item)]

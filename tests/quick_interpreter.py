@@ -28,30 +28,35 @@ def install() -> None:
     """Once a process."""
     patch_once_a_launch()
     remember_types()
-    promote_at_once()
+    Semantic.binary_op_type_checking_impl, Semantic.where = operands, choose
 
 
 def patch_once_a_launch() -> None:
     call, patch = Grid.__call__, triton_interpreter._patch_lang
     patched: dict[frozenset[str], Any] = {}  # in this launch, by the modules of the language that a function knows
-    changes: dict[frozenset[str], list[tuple[Any, str, Any]]] = {}  # which that takes
+    changes: dict[tuple[Any, ...], list[tuple[Any, str, Any]]] = {}  # which that takes after those patched before it
 
     @functools.cache
     def language_of(function: Any) -> frozenset[str]:
-        return frozenset(value.__name__ for value in function.__globals__.values() if value in (tl, tl.core))
+        names = function.__globals__.values()
+        return frozenset(value.__name__ for value in names if value is tl or value is tl.core)
 
     def patch_lang(function: Any) -> Any:
         language = language_of(function)
-        if language not in patched and language not in changes:
-            patched[language] = scope = patch(function)
-            for name, method in arithmetic_at_once().items():
+        if language in patched:
+            return patched[language]
+        if (known := changes.get((*patched, language))) is None:
+            scope = patch(function)
+            for name, method in () if patched else arithmetic_at_once().items():
                 scope.set_attr(tl.tensor, name, method)
-            changes[language] = [(owner, name, getattr(owner, name)) for owner, name, _ in scope._changes]
-        elif language not in patched:
-            patched[language] = scope = triton_interpreter._LangPatchScope()
-            for owner, name, value in changes[language]:
+            known = [(owner, name, getattr(owner, name)) for owner, name, _ in scope._changes]
+            changes[*patched, language] = known
+        else:
+            scope = triton_interpreter._LangPatchScope()
+            for owner, name, value in known:
                 scope.set_attr(owner, name, value)
-        return patched[language]
+        patched[language] = scope
+        return scope
 
     def patch_attr(owner: Any, name: str, member: Any, _: Any, scope: Any) -> None:
         function = getattr(member, "__wrapped__", member)  # which does not ask for the semantic that it is given here
@@ -62,8 +67,10 @@ def patch_once_a_launch() -> None:
         scope.set_attr(owner, name, interpreted)
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched.clear()
-        return call(self, *args, **kwargs)
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            patched.clear()
 
     Grid.__call__ = launch
     triton_interpreter._patch_lang, triton_interpreter._patch_attr = patch_lang, patch_attr
@@ -93,18 +100,16 @@ def arithmetic_at_once() -> dict[str, Any]:
     }
 
 
-def promote_at_once() -> None:
-    def operands(self: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
-        return of_one_type(left, right) or promote(self, left, right, *args, **kwargs)
+def operands(self: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+    return of_one_type(left, right) or promote(self, left, right, *args, **kwargs)
 
-    def choose(self: Any, condition: Any, x: Any, y: Any) -> Any:
-        pair = of_one_type(x, y) if condition.dtype is tl.int1 else None
-        if pair is None or condition.handle.data.shape != pair[0].handle.data.shape:
-            return where(self, condition, x, y)
-        data = np.where(condition.handle.data, pair[0].handle.data, pair[1].handle.data)
-        return tl.tensor(triton_interpreter.TensorHandle(data, pair[0].dtype), pair[0].type)
 
-    Semantic.binary_op_type_checking_impl, Semantic.where = operands, choose
+def choose(self: Any, condition: Any, x: Any, y: Any) -> Any:
+    pair = of_one_type(x, y) if condition.dtype is tl.int1 else None
+    if pair is None or shape_of(condition) != shape_of(pair[0]):
+        return where(self, condition, x, y)
+    data = np.where(condition.handle.data, pair[0].handle.data, pair[1].handle.data)
+    return tl.tensor(triton_interpreter.TensorHandle(data, pair[0].dtype), pair[0].type)
 
 
 def of_one_type(left: Any, right: Any) -> Any:
@@ -113,10 +118,12 @@ def of_one_type(left: Any, right: Any) -> Any:
     if all(is_tensor):
         if left.dtype is not right.dtype or id(left.dtype) not in PROMOTED:
             return None
-        blocks = left.type.is_block(), right.type.is_block()
-        if blocks[0] == blocks[1]:
-            return (left, right) if left.handle.data.shape == right.handle.data.shape else None
-        return (left, splat(right.handle.data[0], left)) if blocks[0] else (splat(left.handle.data[0], right), right)
+        shapes = shape_of(left), shape_of(right)
+        if shapes[0] == shapes[1]:
+            return left, right
+        if all(shapes) or left.dtype is tl.int1:  # what compared integers is of their type to NumPy
+            return None
+        return (left, splat(right.handle.data[0], left)) if shapes[0] else (splat(left.handle.data[0], right), right)
     if not any(is_tensor):
         return None
     of, number = (left, right) if is_tensor[0] else (right, left)
@@ -130,13 +137,18 @@ def of_one_type(left: Any, right: Any) -> Any:
     return (left, constant) if is_tensor[0] else (constant, right)
 
 
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """() of a scalar, whose data has the shape of a block of one."""
+    return tensor.handle.data.shape if tensor.type.is_block() else ()
+
+
 def splat(value: Any, like: Any) -> Any:
-    data = np.full(like.handle.data.shape, value, like.handle.data.dtype)
+    data = np.full(like.handle.data.shape, value, triton_interpreter._get_np_dtype(like.dtype))
     return tl.tensor(triton_interpreter.TensorHandle(data, like.dtype), like.type)
 
 
 def remember_types() -> None:
-    tl.tensor.__init__ = remembered(tl.tensor.__init__, shape_of, ("handle", "type", "dtype"))
+    tl.tensor.__init__ = remembered(tl.tensor.__init__, shape_of_type, ("handle", "type", "dtype"))
     tl.block_type.__init__ = remembered(tl.block_type.__init__, block_of, ())
     of_scalar = functools.cache(triton_interpreter._get_np_dtype)
     triton_interpreter._get_np_dtype = lambda dtype: (
@@ -162,7 +174,7 @@ def remembered(init: Any, key: Any, own: tuple[str, ...]) -> Any:
     return __init__
 
 
-def shape_of(_: Any, type: Any) -> Any:
+def shape_of_type(_: Any, type: Any) -> Any:
     return tuple(type.shape) if type.is_block() else ()
 
 

@@ -40,8 +40,9 @@ def need_compiler(device_type: str) -> None:
         raise Unavailable(f"no C++ compiler ({compiler})")
     if not headers.exists():
         raise Unavailable(f"Inductor's C++ includes {headers}, which is not installed")
-    if " " in (torchs := str(Path(torch.__file__).parent)):
-        raise Unavailable(f"Inductor's command for the C++ compiler breaks at the space in {torchs}")
+    for folder in (Path(torch.__file__).parent, headers.parent):
+        if " " in str(folder):
+            raise Unavailable(f"Inductor's command for the C++ compiler breaks at the space in {folder}")
 
 
 def compile_anew(function: Function) -> Function:
