@@ -46,8 +46,8 @@ oldest: $(INSTALLED)
 		-k "cuda:80 or handles"
 
 # What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
-# twenty minutes of a core; and of every one, with both Tritons, some five hours, whatever is not as it should be. As many
-# GPUs at a time as there are cores. Then read `git diff`.
+# twenty minutes of a core; and of every one, with both Tritons, hours, whatever is not as it should be. As many GPUs at a
+# time as there are cores. Then read `git diff`.
 PAGES = bench/results/codegen
 codegen: $(INSTALLED)
 	sh tools/triton_env.sh 3.9.0
