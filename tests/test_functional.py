@@ -291,19 +291,26 @@ def test_integer_target_dtypes(path: str, device: torch.device, dtype: torch.dty
     check(logits, target.to(dtype), ignore_index=200)
 
 
-def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(path: str, device: torch.device) -> None:
-    logits, target = make(6, 1000, torch.float32, device)
-    padded = torch.full((6, 1024), float("nan"), device=device)
-    padded[:, 8:1008] = logits
-    spread = torch.full((12,), 10**9, device=device)
-    spread[::2] = target
-    expected = loss_and_gradient(fused_softmax_xent, logits, target)
-    for view in (padded[:, 8:1008], logits.t().contiguous().t(), torch.stack((logits, logits), 2)[:, :, 1]):
-        assert not view.is_contiguous()
-        view = view.detach().requires_grad_()
-        loss = fused_softmax_xent(view, spread[::2])
-        loss.backward()
-        torch.testing.assert_close((loss.detach(), view.grad), expected, rtol=1e-6, atol=1e-9)
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [10, 100, 1000, 1001, 1504, 1501, 2504, 2501])
+def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(
+    path: str, device: torch.device, n_cols: int
+) -> None:
+    for dtype, rtol in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):
+        logits, target = make(6, n_cols, dtype, device)
+        spread = torch.full((12,), 10**9, device=device)
+        spread[::2] = target
+        expected = loss_and_gradient(fused_softmax_xent, logits, target)
+        views = [logits.t().contiguous().t(), torch.stack((logits, logits), 2)[:, :, 1]]
+        for before, after in ((8, 16), (1, 2)):  # granules apart, if that, and values
+            padded = torch.full((6, before + n_cols + after), float("nan"), device=device, dtype=dtype)
+            views.append(padded[:, before : before + n_cols].copy_(logits))
+        for view in views:
+            assert not view.is_contiguous()
+            view = view.detach().requires_grad_()
+            loss = fused_softmax_xent(view, spread[::2])
+            loss.backward()
+            torch.testing.assert_close((loss.detach(), view.grad), expected, rtol=rtol, atol=1e-9)
 
 
 def test_shapes_of_torch(path: str, device: torch.device) -> None:
