@@ -313,6 +313,34 @@ def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(
             torch.testing.assert_close((loss.detach(), view.grad), expected, rtol=rtol, atol=1e-9)
 
 
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("n_cols", [10, 100, 1000, 1501, 1504, 2504])
+def test_rows_beyond_2_to_the_31_values(path: str, device: torch.device, n_cols: int) -> None:
+    """Of three rows the last starts there. Memory that nobody touches takes none."""
+    stride, n_values = 2**30, 2**31 + 4096
+    on_gpu = device.type != "cpu"
+    zeros = torch.zeros(n_values, dtype=torch.int16, device=device) if on_gpu else np.zeros(n_values, np.int16)
+    memory = torch.as_tensor(zeros).view(torch.bfloat16)
+    z, target = make(3, n_cols, torch.bfloat16, device)
+    even = torch.full_like(z, 1 / n_cols)
+    ops: tuple[Any, ...] = (
+        lambda z: fused_softmax_xent(z, target),
+        lambda z: fused_softmax_xent(z, target, reduction="none"),
+        lambda z: fused_softmax_xent(z, even),
+        lambda z: fused_softmax_xent(z, even, reduction="none"),
+        lambda z: softmax(z, 1).float().square(),
+    )
+    for op in ops:
+        view = memory.as_strided(z.shape, (stride, 1)).copy_(z).requires_grad_()
+        found = op(view)
+        dout = torch.linspace(0.5, 1, found.numel(), device=device).to(found.dtype).view_as(found)
+        grad = torch.autograd.grad(found, view, dout)[0]
+        dense = z.clone().requires_grad_()
+        expected = op(dense)
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=0)
+        torch.testing.assert_close(grad, torch.autograd.grad(expected, dense, dout)[0], rtol=2**-7, atol=1e-9)
+
+
 def test_shapes_of_torch(path: str, device: torch.device) -> None:
     logits, target = make(24, 10, torch.float32, device)
     check(logits[0], target[0])
