@@ -45,20 +45,18 @@ oldest: $(INSTALLED)
 	.venv-triton-3.6.0/bin/python -m pytest -q -p no:cacheprovider -n auto tests/test_compiles.py tests/test_handles.py \
 		-k "cuda:80 or handles"
 
-# What the compiler makes of the launch choices, for each GPU that users have: tables of one for each regime and dtype, some
-# twenty minutes of a core; and of every one, with both Tritons, hours, whatever is not as it should be. As many GPUs at a
-# time as there are cores. Then read `git diff`.
+# What the compilers make of the launch choices, one for each way that rows are taken: a few minutes. As many GPUs at a time
+# as there are cores. Then read `git diff`. Every choice, in an hour for a GPU: python bench/codegen.py --faults cuda:90
 PAGES = bench/results/codegen
 codegen: $(INSTALLED)
+	sh tools/triton_env.sh 3.6.0
 	sh tools/triton_env.sh 3.9.0
-	$(RUN) bench/codegen.py --brief > $(PAGES).new
+	$(RUN) bench/codegen.py --tested > $(PAGES).new
 	mv $(PAGES).new $(PAGES)-triton-3.7.md
-	.venv-triton-3.9.0/bin/python bench/codegen.py --brief cuda:90 cuda:100 > $(PAGES).new
-	mv $(PAGES).new $(PAGES)-triton-3.9.md
-	$(RUN) bench/codegen.py --faults > $(PAGES).new
-	echo >> $(PAGES).new
-	.venv-triton-3.9.0/bin/python bench/codegen.py --faults cuda:90 cuda:100 >> $(PAGES).new
-	mv $(PAGES).new $(PAGES)-every-choice.md
+	for version in 3.6 3.9; do \
+		.venv-triton-$$version.0/bin/python bench/codegen.py --tested cuda:90 > $(PAGES).new || exit 1; \
+		mv $(PAGES).new $(PAGES)-triton-$$version.md; \
+	done
 
 clean:
 	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache

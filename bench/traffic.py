@@ -38,6 +38,7 @@ from bench.work import Work
 class Launch:
     kernel: str
     loaded: dict[str, int] = field(default_factory=dict)  # bytes, by the name of the kernel's argument
+    touched: dict[str, int] = field(default_factory=dict)  # of them those loaded for the first time: from memory
     stored: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)  # of the arguments' memory
 
@@ -54,20 +55,25 @@ def counted() -> Iterator[list[Launch]]:
 
     launches: list[Launch] = []
     regions: list[tuple[str, int, int]] = []
+    seen: dict[str, np.ndarray[Any, Any]] = {}  # of a region, which bytes were loaded
     call = GridExecutor.__call__
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def count(into: dict[str, int], pointers: Any, mask: Any) -> None:
+    def count(into: dict[str, int], pointers: Any, mask: Any, touched: dict[str, int] | None = None) -> None:
         itemsize = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         addresses = np.asarray(pointers.data)
         addresses = addresses[np.broadcast_to(np.asarray(mask.data, bool), addresses.shape)]
         for name, low, high in regions:
-            lanes = int(((addresses >= low) & (addresses < high)).sum())
-            if lanes:
-                into[name] = into.get(name, 0) + lanes * itemsize
+            of_region = addresses[(addresses >= low) & (addresses < high)]
+            if len(of_region):
+                into[name] = into.get(name, 0) + len(of_region) * itemsize
+                if touched is not None:
+                    at = np.unique(of_region - low)
+                    touched[name] = touched.get(name, 0) + int((~seen[name][at]).sum()) * itemsize
+                    seen[name][at] = True
 
     def counting_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        count(launches[-1].loaded, pointers, mask)
+        count(launches[-1].loaded, pointers, mask, launches[-1].touched)
         return load(self, pointers, mask, *rest)
 
     def counting_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -77,6 +83,7 @@ def counted() -> Iterator[list[Launch]]:
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         launches.append(Launch(self.fn.__name__))
         regions.clear()
+        seen.clear()
         for name, value in _named((*zip(self.arg_names, args, strict=False), *kwargs.items())):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
@@ -84,6 +91,7 @@ def counted() -> Iterator[list[Launch]]:
                     continue
                 regions.append((name, storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
                 launches[-1].sizes[name] = storage.nbytes()
+                seen[name] = np.zeros(storage.nbytes(), bool)
         with _disable_current_modes():  # the interpreter works with torch itself
             return call(self, *args, **kwargs)
 

@@ -79,19 +79,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
-def narrow_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel within a few thousand columns, which take the interpreter moments: rows to 1024 columns are held in
-    tiles, to 2048 as they were loaded, if of 16 or 32 bits, and wider ones are streamed."""
+def short_wide_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way of a wide row within a few thousand columns, which take the interpreter moments: one that stays in
+    registers; one of which a part does; and one that is read again."""
     from softxent import launch
 
     if request.node.get_closest_marker("real_widths"):
         return
-    monkeypatch.setattr(
-        launch, "WHOLE", {k: tuple(tile for tile in v if tile[0] <= 1024) for k, v in launch.WHOLE.items()}
-    )
-    monkeypatch.setattr(launch, "SPILLS", 2048)
-    monkeypatch.setattr(launch, "PACKED", 3 * ({2: 2048, 4: 2048},))
-    monkeypatch.setattr(launch, "PACKED_WARPS", 4)
+    monkeypatch.setattr(launch, "NARROW", 256)
+    held, partly = (2, 2, 9), (2, 2, 1)
+    monkeypatch.setattr(launch, "WIDE", ((4 << 10, held, held), (8 << 10, partly, partly)))
+    monkeypatch.setattr(launch, "WIDEST", (2, 1, 0))
 
 
 @pytest.fixture(autouse=True)

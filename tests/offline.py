@@ -43,7 +43,6 @@ class Compiled:
     loads: int
     wide_stores: int
     stores: int
-    distributed: int  # accesses to the shared memory of a cluster's other programs (PTX)
     code: str | bytes  # AMD's assembly, or a cubin
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def pretended(target: GPUTarget) -> Iterator[None]:
     def choose(active: DriverBase, to_kernels: bool) -> None:
         driver.set_active(active)
         dispatch.INTERPRET = to_kernels
-        for answer in (dispatch.kernel_module("row_loss").device, handles.specialised_as_here):
+        for answer in (dispatch.kernel_module("rows").warp_size, handles.specialised_as_here):
             answer.cache_clear()
 
     choose(Driver(target), True)
@@ -175,10 +174,9 @@ class Offline:
         verbs = ("load", "store") if self.target.backend == "hip" else ("ld", "st")
         counts = [len(re.findall(pattern.format(verb), text)) for verb in verbs for pattern in memory]
         threads = self.target.warp_size * binary.metadata.num_warps
-        shared, distributed = binary.metadata.shared, text.count("shared::cluster")
         wide_loads, loads, wide_stores, stores = counts
-        accesses = wide_loads, loads, wide_stores, stores, distributed
-        return Compiled(name, constants, threads, registers, shared, spills, stack, *accesses, code)
+        accesses = wide_loads, loads, wide_stores, stores
+        return Compiled(name, constants, threads, registers, binary.metadata.shared, spills, stack, *accesses, code)
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:

@@ -60,7 +60,7 @@ def test_a_whole_graph_gives_the_eager_loss_and_gradients(
             )
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [10, 100, 1501, 2501])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_whole_graph_at_every_width(path: str, device: torch.device, n_cols: int, dynamic: bool) -> None:

@@ -23,7 +23,7 @@ STEP = """
 import sys, torch, softxent
 loss = softxent.fused_softmax_xent(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1]))
 loss.backward()
-print(f"{loss.item():.6f}", "softxent.triton_kernels.row_loss" in sys.modules)
+print(f"{loss.item():.6f}", "softxent.triton_kernels.rows" in sys.modules)
 """
 
 
@@ -39,5 +39,5 @@ def test_cpu_tensors_get_the_kernels_under_the_interpreter() -> None:
 def test_works_without_triton_and_says_what_the_gpu_needs() -> None:
     hide = "import sys; sys.modules['triton'] = None\n"
     assert run(hide + STEP) == "1.098612 False"
-    code = "from softxent import dispatch\ntry: dispatch.kernel_module('row_loss')\nexcept ImportError as e: print(e)"
+    code = "from softxent import dispatch\ntry: dispatch.kernel_module('rows')\nexcept ImportError as e: print(e)"
     assert "GPU kernels need Triton >= 3.6, which is not installed" in run(hide + code)

@@ -124,7 +124,7 @@ def test_hard_rows(path: str, device: torch.device, dtype: torch.dtype) -> None:
         check(logits, target, reduction="none")
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [101, 1001, 1501, 2501])
 def test_the_ends_of_odd_rows_count(path: str, device: torch.device, n_cols: int) -> None:
     """They lie in granules that the row shares with its neighbours, and are read apart."""
@@ -138,7 +138,7 @@ def test_the_ends_of_odd_rows_count(path: str, device: torch.device, n_cols: int
         check(logits, target, reduction="none")
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [1001, 1501, 1504])
 def test_the_largest_may_lie_beside_the_target(path: str, device: torch.device, n_cols: int) -> None:
     """In its granule, or where the next chunk has it: a packed row's thread that holds the target holds that too; or at
@@ -158,18 +158,25 @@ def test_the_largest_may_lie_beside_the_target(path: str, device: torch.device, 
             assert loss.isnan().all() and grad.isnan().all()
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [101, 1001, 1501, 2501])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_the_bits_of_an_odd_row_do_not_depend_on_where_it_lies(
+def test_the_bits_of_odd_rows_that_start_alike_in_their_granules_are_the_same(
     path: str, device: torch.device, n_cols: int, label_smoothing: float
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         row, target = make(1, n_cols, dtype, device, scale=0.3)  # many values of a size: their sum rounds
-        logits = row.repeat(8, 1)  # each starts elsewhere in its granule
-        options: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
-        loss, grad = loss_and_gradient(fused_softmax_xent, logits, target.repeat(8), **options)
-        assert (loss == loss[0]).all() and (grad == grad[0]).all()
+        for first in (0, 3):
+            memory = torch.zeros(8, n_cols + 16 + -n_cols % 16, dtype=dtype, device=device)
+            memory[:, first : first + n_cols] = row
+            for batch in (memory, memory[:1]):
+                logits = batch[:, first : first + n_cols].requires_grad_()
+                options: dict[str, Any] = {"reduction": "none", "label_smoothing": label_smoothing}
+                loss = fused_softmax_xent(logits, target.repeat(len(batch)), **options)
+                (grad,) = torch.autograd.grad(loss.sum(), logits)
+                if batch is memory:
+                    expected = loss[0].detach(), grad[0]
+                assert (loss == expected[0]).all() and (grad == expected[1]).all()
 
 
 def test_class_weights_in_any_layout(path: str, device: torch.device) -> None:
@@ -218,7 +225,7 @@ def test_a_row_without_a_softmax_is_nan_and_harms_no_other(path: str, device: to
         assert fused_softmax_xent(logits, target, reduction="none", label_smoothing=1)[1].isnan()
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("ahead", [12, 30, 60])
 @pytest.mark.parametrize("n_cols", [2, 10, 1000, 1001, 1501, 1504, 5000])
 def test_a_confident_prediction_keeps_its_loss_and_gradient(
@@ -291,7 +298,7 @@ def test_integer_target_dtypes(path: str, device: torch.device, dtype: torch.dty
     check(logits, target.to(dtype), ignore_index=200)
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [10, 100, 1000, 1001, 1504, 1501, 2504, 2501])
 def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(
     path: str, device: torch.device, n_cols: int
@@ -313,7 +320,7 @@ def test_strided_logits_and_targets_are_read_in_place_and_not_beyond(
             torch.testing.assert_close((loss.detach(), view.grad), expected, rtol=rtol, atol=1e-9)
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [10, 100, 1000, 1501, 1504, 2504])
 def test_rows_beyond_2_to_the_31_values(path: str, device: torch.device, n_cols: int) -> None:
     """Of three rows the last starts there. Memory that nobody touches takes none."""
@@ -359,7 +366,7 @@ def test_classes_last_in_memory_are_read_in_place(device: torch.device) -> None:
     assert functional._rows(images.contiguous(), 1, 10).shape == (24, 10)
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
 @pytest.mark.parametrize("n_cols", [2, 40, 1000, 2100])
 def test_more_rows_than_a_second_grid_dimension_holds(
@@ -403,7 +410,7 @@ def test_bfloat16_keeps_the_targets_gradient_at_p_0999(path: str, device: torch.
         assert abs(grad[0, 0].double() / exact - 1) <= 2**-8 + 2**-9
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("n_cols", [10, 100, 1001, 1501, 1504, 2501])
 def test_out_of_range_targets(path: str, device: torch.device, n_cols: int) -> None:
     logits, target = make(4, n_cols, torch.float32, device)
@@ -516,9 +523,9 @@ def test_gradient_penalty_is_not_dropped(path: str, device: torch.device) -> Non
     torch.testing.assert_close(penalty(fused_softmax_xent), penalty(F.cross_entropy))
 
 
-@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.usefixtures("short_wide_rows")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(24, 100), (21, 10), (5, 1000), (5, 1501), (5, 2501)], ids=str)
+@pytest.mark.parametrize("shape", [(24, 100), (24, 101), (21, 10), (5, 1000), (5, 1504), (5, 2504)], ids=str)
 def test_bit_identical_from_run_to_run_and_in_any_batch(
     path: str, device: torch.device, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
@@ -714,3 +721,20 @@ def test_on_a_cpu_rows_that_are_ignored_are_not_computed(path: str, monkeypatch:
     loss, gradient = loss_and_gradient(fused_softmax_xent, logits, target)
     assert sum(computed) == 200
     assert loss.isfinite() and torch.equal(gradient[::2], torch.zeros_like(gradient[::2]))
+
+
+@pytest.mark.parametrize("n_cols", [10, 1000, 1500, 1501])
+def test_an_infinite_class_weight_gives_an_infinite_loss(path: str, device: torch.device, n_cols: int) -> None:
+    logits, target = make(3, n_cols, torch.float32, device)
+    weight = torch.ones(n_cols, device=device)
+    weight[n_cols // 2] = float("inf")
+    for y, smoothing in ((target, 0.1), (torch.softmax(logits, 1), 0.0)):
+        loss = fused_softmax_xent(logits, y, weight, reduction="none", label_smoothing=smoothing)
+        assert loss.isposinf().all()
+
+
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+def test_more_classes_than_the_kernels_count_raise(path: str, device: torch.device) -> None:
+    logits = torch.zeros(1, 1, device=device).expand(1, 2**31)
+    with pytest.raises(RuntimeError, match="2147483648 classes: the kernels take 2147418112 at most"):
+        fused_softmax_xent(logits, torch.zeros(1, dtype=torch.int64, device=device))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softxent import fused_softmax_xent
 
-pytestmark = pytest.mark.usefixtures("narrow_rows")
+pytestmark = pytest.mark.usefixtures("short_wide_rows")
 CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
     "few": ((300, 10), torch.float32, {}),
     "two": ((300, 2), torch.float32, {}),
@@ -20,10 +20,10 @@ CASES: dict[str, tuple[tuple[int, int], torch.dtype, dict[str, Any]]] = {
     "sum": ((5, 1001), torch.float64, {"reduction": "sum"}),
     "none": ((5, 1000), torch.float32, {"reduction": "none"}),
     "float16": ((5, 1001), torch.float16, {}),
-    "packed": ((2, 1501), torch.bfloat16, {}),
-    "streamed": ((2, 1501), torch.float32, {"label_smoothing": 0.1}),
-    "streamed, none": ((2, 2501), torch.float32, {"reduction": "none"}),
-    "streamed, float16": ((2, 2501), torch.float16, {"weight": True}),
+    "wide": ((2, 1501), torch.bfloat16, {}),
+    "wide, smoothed": ((2, 1501), torch.float32, {"label_smoothing": 0.1}),
+    "wide, none": ((2, 2501), torch.float32, {"reduction": "none"}),
+    "wide, float16": ((2, 2501), torch.float16, {"weight": True}),
     "probabilities": ((5, 1001), torch.float32, {"label_smoothing": 0.1, "soft": True}),
 }
 

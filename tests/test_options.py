@@ -28,7 +28,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 ALL: dict[str, Any] = {"z_loss": 0.1, "softcap": 4.0, "logit_scale": 0.7, "label_smoothing": 0.1}
 
 
-pytestmark = pytest.mark.usefixtures("narrow_rows")
+pytestmark = pytest.mark.usefixtures("short_wide_rows")
 
 
 def with_tensors(options: dict[str, Any], logits: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.traffic import Operations, counted, example
 from exactness import assert_as_exact_as_torch, composed, rows_of
-from softxent import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats, launch, reference
+from softxent import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats, reference
 from test_functional import make
 from test_options import OPTIONS, with_tensors
 from test_traffic import PER_ROW, again, moved
@@ -18,7 +18,7 @@ from test_traffic import PER_ROW, again, moved
 INF, NAN = float("inf"), float("nan")
 REAL = ("lse", "entropy", "target_logprob")
 MAP = {"softcap": 3.0, "logit_scale": 2.0}
-pytestmark = pytest.mark.usefixtures("narrow_rows")
+pytestmark = pytest.mark.usefixtures("short_wide_rows")
 in_the_interpreter = pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
 
 
@@ -92,6 +92,8 @@ def test_stats_and_their_gradients_are_as_exact_as_torch(
                 torch.autograd.grad(y, x, cotangent.to(y.dtype), retain_graph=True)[0]
                 for y, x in ((ours, z), (torchs[i], z_torch), (right, z64))
             ]
+            # The entropy's is p_j * (log p_j + H): the sum of two rounded numbers that may nearly cancel.
+            more += 4 if name == "entropy" else 0
             assert_as_exact_as_torch(grads[0], grads[1], grads[2], f"gradient of {name}", more)
         assert found.prediction is not None and found.correct is not None
         expected = torch.where(target == -100, -1, logits.float().argmax(1))
@@ -118,10 +120,7 @@ def test_gradients_of_the_loss_and_of_every_stat_add_up(
             torch.testing.assert_close(together, torch.stack(apart).sum(0), rtol=1e-5, atol=2e-6)
             loss = fused_softmax_xent(z, target, reduction=reduction, **options)
             grad = torch.autograd.grad(loss, z, cotangents[0])[0]
-            if shape[1] <= launch.PACKED[0][4]:
-                assert torch.equal(found.loss, loss) and torch.equal(apart[0], grad)
-            else:  # which takes more values at a time
-                torch.testing.assert_close((found.loss, apart[0]), (loss, grad), rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close((found.loss, apart[0]), (loss, grad), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("path", ["torch"], indirect=True)
@@ -309,8 +308,7 @@ def test_transforms(path: str, device: torch.device) -> None:
 @pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1000), (9, 1001), (2, 32001), (2, 50257)], ids=str)
 def test_stats_cost_no_pass_over_the_logits(path: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     logits, target = example(*shape, dtype)
-    size = logits.numel() * logits.itemsize + again(logits) * len(logits)
-    held = shape[1] <= launch.PACKED[1][dtype.itemsize]
+    size = logits.numel() * logits.itemsize
     with counted() as launches, torch.no_grad():
         fused_softmax_xent_with_stats(logits, target)
     loaded, stored, others = moved(launches)
@@ -318,13 +316,13 @@ def test_stats_cost_no_pass_over_the_logits(path: str, shape: tuple[int, int], d
     with counted() as launches:
         fused_softmax_xent_with_stats(logits, target).loss.backward()
     loaded, stored, others = moved(launches)
-    assert loaded <= (1 if held else 2) * size and stored <= size
+    assert loaded <= size and stored <= size + again(logits)
     with counted() as launches:  # an incoming gradient of a stat: the logits are read again
         entropy = fused_softmax_xent_with_stats(logits, target, stats="entropy", reduction="none").entropy
         assert entropy is not None
         entropy.sum().backward()
     loaded, stored, _ = moved(launches)
-    assert loaded <= (2 if held else 3) * size and stored <= size
+    assert loaded <= 2 * size and stored <= size + again(logits)
 
 
 @in_the_interpreter

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import implementation, uses_kernels
+from .dispatch import implementation
 from .options import Inputs, Options, Stats
 
 NEUTRAL = float("inf")  # in the place of no softcap
@@ -64,7 +64,7 @@ def row_loss(
         return _room(logits, stats)
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
     wanted = frozenset(stats.split())
-    module = implementation(logits, "row_loss")
+    module = implementation(logits, target)
     loss, found, _ = module.forward(inputs, _options(numbers, ignore_index), _acc(logits), False, False, wanted)
     return [loss, *(getattr(found, name) for name in stats.split())]
 
@@ -106,9 +106,9 @@ def row_loss_backward(
         return logits.new_zeros(logits.shape)
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
     given = Stats(**dict(zip(stats.split(), dstats, strict=True)))
-    kept = [None] * (4 if uses_kernels(logits) else 2)
     options = _options(numbers, ignore_index)
-    gradient = implementation(logits, "row_loss").backward(dloss, given, inputs, options, kept, False)
+    module = implementation(logits, target)
+    gradient, _ = module.backward(dloss, given, inputs, options, [None, None, None], False, True, False)
     return gradient.contiguous()  # type: ignore[no-any-return]
 
 
@@ -151,7 +151,7 @@ def soft_target_loss(
     if len(logits) == 0:
         return logits.new_zeros(0, dtype=_acc(logits))
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    module = implementation(logits, "soft_target")
+    module = implementation(logits, target)
     loss, *_ = module.forward(inputs, _options(numbers), _acc(logits), False, False, frozenset())
     return loss  # type: ignore[no-any-return]
 
@@ -175,10 +175,11 @@ def soft_target_backward(
     """The gradients of the logits and of the target, contiguous; of the target an empty one if it is not wanted."""
     if len(logits) == 0:
         return logits.new_zeros(logits.shape), target.new_zeros(target.shape if needs_dtarget else 0)
-    module = implementation(logits, "soft_target")
+    module = implementation(logits, target)
     inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    kept = [None, None, None]
-    dlogits, dtarget = module.backward(dloss, inputs, _options(numbers), kept, False, True, needs_dtarget)
+    dlogits, dtarget = module.backward(
+        dloss, Stats(), inputs, _options(numbers), [None, None, None], False, True, needs_dtarget
+    )
     return dlogits.contiguous(), target.new_empty(0) if dtarget is None else dtarget.contiguous()
 
 

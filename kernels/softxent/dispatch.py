@@ -17,6 +17,7 @@ import torch
 
 # Read once, as Triton itself does: after its import the variable has no effect.
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+NOTHING = nullcontext()
 
 
 def uses_kernels(tensor: torch.Tensor) -> bool:
@@ -24,9 +25,11 @@ def uses_kernels(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or (INTERPRET and tensor.device.type == "cpu")
 
 
-def implementation(tensor: torch.Tensor, name: str) -> Any:
-    """The module `name` of triton_kernels/ or of cpu/, whichever serves this tensor."""
-    return kernel_module(name) if uses_kernels(tensor) else cpu_module(name)
+def implementation(logits: torch.Tensor, target: torch.Tensor) -> Any:
+    """The module that serves rows of these: of triton_kernels/ or of cpu/."""
+    if uses_kernels(logits):
+        return kernel_module("rows")
+    return cpu_module("soft_target" if target.is_floating_point() else "row_loss")
 
 
 @cache
@@ -50,4 +53,6 @@ def kernel_module(name: str) -> Any:
 
 def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device: make that the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return NOTHING
+    return torch.cuda.device(tensor.device)

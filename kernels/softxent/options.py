@@ -1,6 +1,6 @@
 """What one call hands from layer to layer: its tensors, its options, and what is wanted of the rows."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 
 class Inputs(NamedTuple):
     logits: Tensor  # [n_rows, n_cols] any strides
-    target: Tensor  # [n_rows] int
+    target: Any  # [n_rows] int, or [n_rows, n_cols] floating point; None: softmax has no target
     weight: Tensor | None = None  # [n_cols]
     sample_weight: Tensor | None = None  # [n_rows]
     normalizer: Tensor | None = None  # [1] what the mean divides by, instead of the sum of w_y over targets that count

@@ -4,10 +4,7 @@ Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Trito
 
     forward(inputs, options, dtype, needs_grad, inplace, wanted) -> loss, stats, kept
 
-and, in `row_loss` for class indices and in `soft_target` for probabilities, which have a gradient and no stats,
-
-    backward(dloss, dstats, inputs, options, kept, inplace) -> dlogits
-    backward(dloss, inputs, options, kept, inplace, needs_dlogits, needs_dtarget) -> dlogits, dtarget
+    backward(dloss, dstats, inputs, options, kept, inplace, needs_dlogits, needs_dtarget) -> dlogits, dtarget
 
 which may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
 inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
@@ -54,8 +51,9 @@ class RowLoss(torch.autograd.Function):
         if inputs.target.numel() == 0:
             loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
         else:
-            module = implementation(logits, _kind(inputs))
-            loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
+            loss, stats, kept = implementation(logits, inputs.target).forward(
+                inputs, options, dtype, needs_grad, inplace, wanted
+            )
         if needs_grad:
             written = inplace and inputs.target.numel() > 0 and kept[0] is not None
             if written:
@@ -91,18 +89,16 @@ class RowLoss(torch.autograd.Function):
         if inputs.target.numel() == 0 or not given:
             dlogits = torch.zeros_like(logits)
             dtarget = torch.zeros_like(inputs.target) if ctx.needs_input_grad[1] else None
-        elif inputs.target.is_floating_point():
-            wanted = ctx.needs_input_grad[:2]
-            module = implementation(logits, "soft_target")
-            dlogits, dtarget = module.backward(dloss, inputs, options, ctx.kept, ctx.inplace, *wanted)
         else:
             kept = ctx.kept
             if dloss is None:  # no gradient of a loss that may be undefined, or divided by nothing
                 dloss = logits.new_zeros((), dtype=given[0].dtype).expand(len(logits))
                 inputs, options = inputs._replace(normalizer=None), options._replace(reduction="none")
-                kept = [None, None, *kept[2:]] if len(kept) > 2 else [None, *kept[1:]]
-            module = implementation(logits, "row_loss")
-            dlogits = module.backward(dloss, dstats, inputs, options, kept, ctx.inplace)
+                kept = [None, *kept[1:]]
+            needs_dlogits = ctx.needs_input_grad[0] or ctx.needs_input_grad[5]
+            dlogits, dtarget = implementation(logits, inputs.target).backward(
+                dloss, dstats, inputs, options, kept, ctx.inplace, needs_dlogits, ctx.needs_input_grad[1]
+            )
         if ctx.inplace:
             ctx.kept = None
             torch.autograd.graph.increment_version(logits)
@@ -111,10 +107,6 @@ class RowLoss(torch.autograd.Function):
             assert scale is not None
             dscale = _gradient_of_scale(dlogits, logits, scale)
         return dlogits, dtarget, None, None, None, dscale, None
-
-
-def _kind(inputs: Inputs) -> str:
-    return "soft_target" if inputs.target.is_floating_point() else "row_loss"
 
 
 def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor:

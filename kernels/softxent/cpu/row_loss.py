@@ -60,9 +60,11 @@ def backward(
     options: Options,
     kept: list[Tensor | None],
     inplace: bool,
-) -> Tensor:
-    """The gradient of the logits, in their dtype: that which `forward` left, if it is still there."""
-    (dlogits, skipped), kept[0] = kept, None
+    needs_dlogits: bool,
+    needs_dtarget: bool,
+) -> tuple[Tensor, None]:
+    """The gradient of the logits, in their dtype: that which `forward` left, if it is still there. None of classes."""
+    (dlogits, skipped, *_), kept[0] = kept, None
     inputs = _computed(inputs)
     logits = inputs.logits
     dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
@@ -75,13 +77,15 @@ def backward(
             dlogits = _gradient_like(logits, inplace)
         if not at_once:
             _in_chunks(rows, dlogits, _times(scale, dloss), NO_STATS, dstats)
-            return dlogits
+            return dlogits, None
         _in_chunks(rows, dlogits, scale, NO_STATS, NO_STATS)  # the first pass's, bit for bit
     if dloss.dim() == 0:
         factor = dloss.item()
         # Rows that do not count are 0 already, and stay so: 0 * inf is NaN.
-        return dlogits if factor == 1 else _rows_times(dlogits, dloss, None if math.isfinite(factor) else skipped)
-    return _rows_times(dlogits, dloss[:, None], skipped)
+        if factor == 1:
+            return dlogits, None
+        return _rows_times(dlogits, dloss, None if math.isfinite(factor) else skipped), None
+    return _rows_times(dlogits, dloss[:, None], skipped), None
 
 
 def _computed(inputs: Inputs) -> Inputs:

@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits against rows of probabilities, in torch operations.
 
-Same mathematics as triton_kernels/soft_target.py, from log p = log_softmax(z), some rows at a time, k the largest:
+Same mathematics as triton_kernels/common.py, from log p = log_softmax(z), some rows at a time, k the largest:
 
     lse        = z_k - log p_k
     loss       = -sum_j c_j * log p_j + zeta * lse^2
@@ -44,6 +44,7 @@ def forward(
 
 def backward(
     dloss: Tensor,  # () or, for reduction="none", [n_rows]
+    dstats: Stats,
     inputs: Inputs,
     options: Options,
     kept: list[Any],

@@ -14,7 +14,13 @@ c_j = (1 - eps) * w_y * [j == y] + (eps / n_cols) * w_j and a = sum_j c_j (refer
     dloss/dz_y = r * (((eps / n_cols) * sum_k w_k + 2 * zeta * w_y * lse) * exp(z_y - m) / d
                       - (eps / n_cols) * w_y - (1 - eps) * w_y * rest / d)
 
-The last is the same as the one before at j = y, without the cancellation of p_y - 1. Of a row's stats,
+The last is the same as the one before at j = y, without the cancellation of p_y - 1. Against a row of probabilities t
+there is no class y, c_j = w_j * ((1 - eps) * t_j + eps / n_cols), the z-loss counts once, and of
+the target the gradient is
+
+    dloss/dt_j = r * (1 - eps) * w_j * (log d + (m - z_j))
+
+Of a row's stats,
 
     target_logprob = z_y - lse        adds to dloss/dz_j its gradient times [j == y] - p_j: it is a loss of weight -1
     lse                               times p_j
@@ -65,12 +71,16 @@ class Outputs(NamedTuple):
     prediction: Any  # int64
 
 
-@triton.jit
-def wide(x):
-    """As it is computed."""
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    return x
+class Strides(NamedTuple):
+    """In values: from row to row, and of what is read also from column to column."""
+
+    row: int
+    col: int
+    target_row: int  # of probabilities
+    target_col: int
+    dlogits_row: int
+    dtarget_row: int
+    dloss: int  # 0 for one number
 
 
 @triton.jit
@@ -150,6 +160,15 @@ def finite_or_zero(m):
 
 
 @triton.jit
+def rows_that_count(sample_weight_ptr, rows, n_rows):
+    """Those there are, but for those of sample weight 0."""
+    active = rows < n_rows
+    if sample_weight_ptr is not None:
+        active = active & (tl.load(sample_weight_ptr + rows, mask=active, other=0.0) != 0.0)
+    return active
+
+
+@triton.jit
 def load_target(target_ptr, sample_weight_ptr, rows, n_rows, n_cols, ignore_index):
     """The target classes of rows, -1 where there is none; which rows count; and which of those have a class."""
     in_range = rows < n_rows
@@ -173,22 +192,21 @@ def load_target_weight(weight_ptr, target, valid, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_weights(weight_ptr, cols, inside, dtype: tl.constexpr):
-    """w_j of columns; 0 for those that are not inside the row."""
-    if weight_ptr is None:
-        w = inside.to(dtype)
-    else:
-        w = tl.load(weight_ptr + cols, mask=inside, other=0.0).to(dtype)
-    return w
-
-
-@triton.jit
 def load_sample_weight(sample_weight_ptr, rows, active, dtype: tl.constexpr):
     """What multiplies the loss of rows, and their gradient; 0 of rows that do not count."""
     r = active.to(dtype)
     if sample_weight_ptr is not None:
         r = tl.load(sample_weight_ptr + rows, mask=active, other=0.0).to(dtype)
     return r
+
+
+@triton.jit
+def load_cotangent(cotangent, rows, active, dtype: tl.constexpr):
+    """A number for all rows, or of each."""
+    if hasattr(cotangent, "dtype"):
+        if cotangent.dtype.is_ptr():
+            cotangent = tl.load(cotangent + rows, mask=active, other=0.0)
+    return (cotangent + tl.zeros((), dtype)).to(dtype)
 
 
 @triton.jit
@@ -293,21 +311,21 @@ def behind(m, z_y):
 
 
 @triton.jit
-def loss_of_target(m, rest, z_y, w_y, eps, extras):
-    """d, log d, and what of the loss w_y weighs: the target's part and the z-loss."""
+def loss_of_target(m, rest, z_y, w_y, v, eps, extras):
+    """d, log d, and what of the loss w_y weighs, the target's part, and v, the z-loss."""
     d, log_d = log_normalizer(m, rest, z_y)
     hard = (1.0 - eps) * w_y
     loss = tl.where(hard == 0.0, d * 0.0, hard * (behind(m, z_y) + log_d))  # d * 0: still NaN where there is no softmax
     if extras.z_loss is not None:
         lse = m + log_d
-        loss += tl.where(w_y == 0.0, 0.0, scalar(extras.z_loss, loss.dtype) * w_y * lse * lse)
+        loss += tl.where(v == 0.0, 0.0, scalar(extras.z_loss, loss.dtype) * v * lse * lse)
     return d, log_d, loss
 
 
 @triton.jit
 def weighed_gap(m, z, w):
-    """w_j * (m - z_j): a class of weight 0 is left out, whatever its logit."""
-    return tl.where(w == 0.0, 0.0, w * (m - z))
+    """w_j * (m - z_j), selected: 0 where the weight is 0, whatever the logit, and where there is no gap."""
+    return tl.where((w == 0.0) | (z == m), 0.0, w * (m - z))
 
 
 @triton.jit
@@ -323,13 +341,21 @@ def smoothing(extras, n_cols, dtype: tl.constexpr):
 
 
 @triton.jit
+def raised(total, risen):
+    """What sum_j u_j * (m - z_j) gains where m rises: nothing if it does not, whatever sum_j u_j is."""
+    return tl.where(risen == 0.0, 0.0, total * risen)
+
+
+@triton.jit
 def moment_of(e, gap):
     """exp(z_j - m) * (m - z_j), of which the entropy is made: 0 * log 0 is 0."""
     return tl.where(e == 0.0, 0.0, e * gap)
 
 
 @triton.jit
-def gradient_of_row(r, m, rest, z_y, w_y, total, moment, eps, share, extras, cotangents, rows, active):
+def gradient_of_row(
+    r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, rows, active, U: tl.constexpr
+):
     """The gradient as exp(z_j - m) * (scale + bend * (m - z_j)) - smooth * w_j for j != y, and its value at y.
 
     total: sum_j w_j; moment: sum_j exp(z_j - m) * (m - z_j), where the entropy has a gradient.
@@ -340,23 +366,23 @@ def gradient_of_row(r, m, rest, z_y, w_y, total, moment, eps, share, extras, cot
     hard = r * (1.0 - eps) * w_y  # of p_j - [j == y]
     soft = tl.zeros((), dtype)  # of p_j
     smooth = tl.zeros((), dtype)  # of w_j
-    if extras.label_smoothing is not None:
+    if U:
         smooth = r * share
         soft += smooth * total
     bend = tl.zeros((), dtype)
     if extras.z_loss is not None or cotangents.lse is not None:
         _, log_d = log_normalizer(m, rest, z_y)
         if extras.z_loss is not None:
-            zeta = scalar(extras.z_loss, dtype) * w_y
+            zeta = scalar(extras.z_loss, dtype) * v
             soft += tl.where(zeta == 0.0, 0.0, r * 2.0 * zeta * (m + log_d))
         if cotangents.lse is not None:
-            soft += tl.load(cotangents.lse + rows, mask=active, other=0.0).to(dtype)
+            soft += load_cotangent(cotangents.lse, rows, active, dtype)
     if cotangents.target_logprob is not None:
-        hard -= tl.load(cotangents.target_logprob + rows, mask=active, other=0.0).to(dtype)
+        hard -= load_cotangent(cotangents.target_logprob, rows, active, dtype)
     at_target = per_d * (soft * e_y - hard * rest) - smooth * w_y
     scale = (hard + soft) * per_d
     if cotangents.entropy is not None:
-        bend = tl.load(cotangents.entropy + rows, mask=active, other=0.0).to(dtype) * per_d
+        bend = load_cotangent(cotangents.entropy, rows, active, dtype) * per_d
         at_target += bend * (moment_of(e_y, behind(m, z_y)) - e_y * (moment * per_d))
         scale -= bend * (moment * per_d)
     zero = tl.zeros((), dtype)
@@ -385,76 +411,3 @@ def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment
 def better_of(z_y, target, runner_up, best):
     """The class of the largest logit, the first of them: the target, or the best of the others."""
     return tl.where((z_y > runner_up) | ((z_y == runner_up) & (target < best)), target, best)
-
-
-@triton.jit
-def fixed_point(e):
-    """Values in [0, 1] as integers of 2^-44, which add up to the same in any order; 2^18 of them to less than 2^63.
-
-    The order of a row's values in a tile depends on where in its granule the row starts, and its loss must not.
-    """
-    return (e * 2.0**44).to(tl.int64)
-
-
-@triton.jit
-def from_fixed_point(n):
-    return n.to(tl.float32) * 2.0**-44
-
-
-@triton.jit
-def power_of_two(x):
-    """2^k and 2^-k with x * 2^-k in [1, 2), for float32 x >= 0; at the ends of its range x * 2^-k is below 4, or 1."""
-    exponent = x.to(tl.int32, bitcast=True) >> 23
-    exponent = tl.minimum(tl.maximum(exponent, 1), 253)
-    return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def larger_or_nan(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def after(x, zeros):
-    """x [THREADS, n] of 16 or 32 bits, xor `zeros` [THREADS], which are 0, but the compiler must not see it (PTX).
-
-    It computes what is made of x after what the zeros are made of, and anew. Left to itself it would take many tiles at
-    a time, or keep what it has made of a packed one, twice as many registers, until the next use.
-    """
-    zeros = tl.broadcast_to(zeros[:, None], x.shape)
-    if x.dtype.primitive_bitwidth == 16:  # two values to a register, so two of the zeros
-        x = tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zeros], x.dtype, is_pure=True, pack=2)
-    else:
-        x = tl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r", [x, zeros], x.dtype, is_pure=True, pack=1)
-    return x
-
-
-@triton.jit
-def whole_granules(row_ptr, n_cols, GRANULE: tl.constexpr, ODD: tl.constexpr):
-    """How many columns of a row lie before its first whole granule of 16 bytes, and how many in whole granules.
-
-    A row of odd length starts anywhere, which leaves Triton loads and stores of one value each. So the whole granules
-    of a row are accessed as such, and its ends, which lie in granules of its neighbours too, apart (`edges`).
-    """
-    skip = 0
-    if ODD:
-        before = row_ptr.to(tl.int64) // (16 // GRANULE) % GRANULE
-        skip = tl.minimum((GRANULE - before) % GRANULE, n_cols).to(tl.int32)
-    return skip, (n_cols - skip) // GRANULE * GRANULE
-
-
-@triton.jit
-def first_granule(row_ptr, skip, GRANULE: tl.constexpr):
-    """What Triton cannot see by itself: that this address is one of a granule, of 16 bytes or of as many values."""
-    row_ptr += skip
-    if GRANULE > 1:
-        row_ptr = tl.multiple_of(row_ptr, GRANULE * row_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    return row_ptr
-
-
-@triton.jit
-def edges(edge, n_cols, skip, whole, GRANULE: tl.constexpr):
-    """The columns before and after a row's whole granules, for edge in [0, 2 * GRANULE); and which there are."""
-    before = edge < GRANULE
-    cols = tl.where(before, edge, skip + whole + edge - GRANULE)
-    return cols, (before & (edge < skip)) | ((edge >= GRANULE) & (cols < n_cols))

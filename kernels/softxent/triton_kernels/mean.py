@@ -1,14 +1,14 @@
 """The mean over rows, without the host knowing how many count, and its gradient: three small kernels.
 
 norm_kernel     ahead of the rows: parts of what the mean divides by, the sum of w_y over the targets that count
-reduce_kernel   after them: the sum of the losses, divided by it
+reduce_kernel   after them: the sum of the losses, divided by it; of many in two launches
 scale_kernel    in backward: the gradient times the incoming one; nothing at all where that is 1
 """
 
 import triton
 import triton.language as tl
 
-from .common import divide, edges, first_granule, load_norm, load_target, load_target_weight, whole_granules
+from .common import divide, load_norm, load_target, load_target_weight
 from .handles import cached_launch
 
 
@@ -38,27 +38,27 @@ def norm_kernel(
 def reduce_kernel(
     loss_ptr,  # [n] losses, or sums of some
     norm_ptr,  # [NORMS] parts of the mean's divisor; it itself, or a number, with NORMS = 0; or None: a sum
-    out_ptr,  # [] out
+    out_ptr,  # [programs] out: parts of the sum, or all of it
     n,
     NORMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     acc: tl.constexpr = loss_ptr.dtype.element_ty
     loss = tl.zeros([BLOCK], acc)
-    for start in range(0, n, BLOCK):
+    for start in range(tl.program_id(0) * BLOCK, n, tl.num_programs(0) * BLOCK):
         at = start + tl.arange(0, BLOCK)
         loss += tl.load(loss_ptr + at, mask=at < n, other=0.0)
     loss = tl.sum(loss, 0)
     if norm_ptr is not None:
         loss = divide(loss, load_norm(norm_ptr, NORMS, acc))
-    tl.store(out_ptr, loss.to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + tl.program_id(0), loss.to(out_ptr.dtype.element_ty))
 
 
 @triton.jit
-def scale(row_ptr, cols, mask, factor):
-    x = tl.load(row_ptr + cols, mask=mask, other=0.0).to(factor.dtype)
-    x = tl.where(x == 0.0, x, x * factor)  # ignored rows stay 0, whatever the factor
-    tl.store(row_ptr + cols, x.to(row_ptr.dtype.element_ty), mask=mask)
+def scaled(x, factor):
+    """Ignored rows stay 0, whatever the factor."""
+    y = x.to(factor.dtype)
+    return tl.where(y == 0.0, y, y * factor).to(x.dtype)
 
 
 @cached_launch
@@ -71,23 +71,21 @@ def scale_kernel(
     stride_row,
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
-    GRANULE: tl.constexpr,  # values in 16 bytes, or 1
-    ODD: tl.constexpr,  # whether rows start and end within a granule
+    ALIGNED: tl.constexpr,  # whether rows start at multiples of 16 bytes
 ):
     acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     factor = tl.load(factor_ptr).to(acc)
     n_cols = n_cols + tl.zeros((), tl.int64)  # so near to 2^31 that rounding up to a block would wrap
     if factor != 1.0:
-        if GRANULE > 1 and not ODD:
-            stride_row = stride_row // GRANULE * GRANULE
         blocks = tl.cdiv(n_cols, BLOCK)
         for i in range(tl.program_id(0), n_rows * blocks, tl.num_programs(0)):
-            row_ptr = values_ptr + (i // blocks).to(tl.int64) * stride_row
             start = i % blocks * BLOCK
-            skip, whole = whole_granules(row_ptr, n_cols, GRANULE, ODD)
             at = tl.arange(0, BLOCK)
-            scale(first_granule(row_ptr, skip, GRANULE) + start, at, start + at < whole, factor)
-            if ODD:
-                if start == 0:
-                    cols, mine = edges(tl.arange(0, 2 * GRANULE), n_cols, skip, whole, GRANULE)
-                    scale(row_ptr, cols, mine, factor)
+            block_ptr = values_ptr + (i // blocks).to(tl.int64) * stride_row + start
+            if ALIGNED:
+                block_ptr = tl.multiple_of(block_ptr, 16)
+            if start + BLOCK <= n_cols:
+                tl.store(block_ptr + at, scaled(tl.load(block_ptr + at), factor))
+            else:
+                mask = start + at < n_cols
+                tl.store(block_ptr + at, scaled(tl.load(block_ptr + at, mask=mask, other=0.0), factor), mask=mask)
