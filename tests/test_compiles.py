@@ -1,14 +1,13 @@
 """Every kernel compiled offline for GPUs that are not here: no spill, no stack, and wide memory accesses.
 
-One launch choice for each way that rows are taken, and all options (bench/codegen.py); `make codegen` compiles every
-choice. In processes of their own, because nothing compiles where TRITON_INTERPRET was set before Triton was imported.
+One launch choice for each way that rows are taken, and all options; bench/codegen.py compiles every choice too. In
+processes of their own, because nothing compiles where TRITON_INTERPRET was set before Triton was imported.
 """
 
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 
 from bench.codegen import TARGETS, narrow, over_budget
 
-TRITON = tuple(int(part) for part in version("triton").split(".")[:2])
 ROOT = Path(__file__).parents[1]
 KERNELS = {
     "narrow_rows.narrow_rows_kernel",

@@ -95,9 +95,12 @@ def narrow(n_cols: int, itemsize: int, width: int, plain: bool, warp_size: int) 
     A row goes to as few threads as can hold it; value by value, to so many that neighbours access a sector together.
     Rows of one thread are stored in pieces, which the cache puts together while there are few.
     """
-    values = (64 if width > 1 else 32) // itemsize if plain else 16 // itemsize
-    if width == 1 and plain and itemsize < 8:
-        values = 16
+    if not plain:
+        values = 16 // itemsize
+    elif width > 1:
+        values = 64 // itemsize
+    else:
+        values = 4 if itemsize == 8 else 16
     threads = min(32 if plain and itemsize < 8 else 256, power_of_two_from(cdiv(n_cols, values)))
     span = threads * width
     lanes = 64 if itemsize == 2 or warp_size == 64 else 32
