@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint oldest matrix codegen clean
+.PHONY: help train test bench lint numeric oldest matrix codegen clean
 
 help:
-	@echo "make train | test | bench | lint | oldest | matrix | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | numeric | oldest | matrix | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -34,6 +34,17 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# What torch operations give, with each instruction set that PyTorch has for this CPU, and with one thread and two.
+NUMERIC = $(patsubst %,tests/test_%.py,functional stats softmax soft_target options inplace)
+numeric: $(INSTALLED)
+	@case $$($(RUN) -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') in \
+		AVX512) sets='default avx2 avx512';; AVX2) sets='default avx2';; *) sets=default;; esac; \
+	for set in $$sets; do for threads in 1 2; do \
+		echo "instructions: $$set, threads: $$threads"; \
+		ATEN_CPU_CAPABILITY=$$set OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive \
+			$(RUN) -m pytest -q -p no:cacheprovider --no-header --only torch $(NUMERIC) || exit 1; \
+	done; done
 
 # The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
 matrix: $(INSTALLED)

@@ -21,6 +21,7 @@ HYPOTHESIS = find_spec("hypothesis") is not None
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the kernels run")
+    parser.addoption("--only", choices=PATHS, help="of the tests that go both ways through the package, those of one")
     parser.addoption("--shard", metavar="I/N", help="every N-th test, from the I-th: several processes share the work")
 
 
@@ -35,8 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Each of these takes a minute: started last, it would leave the other workers idle.
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_compiles.py"))
-    if config.getoption("--device") == "cuda":
-        kept = [item for item in items if _runs_kernels(item)]
+    only = "kernels" if config.getoption("--device") == "cuda" else config.getoption("--only")
+    if only:
+        kept = [item for item in items if _goes(item, only)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
     if shard := config.getoption("--shard"):
@@ -57,8 +59,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if HYPOTHESIS else "hypothesis is not installed: on a GPU test_properties.py is left out"
 
 
-def _runs_kernels(item: Any) -> bool:
-    return hasattr(item, "callspec") and item.callspec.params.get("path") == "kernels"
+def _goes(item: Any, path: str) -> bool:
+    return hasattr(item, "callspec") and item.callspec.params.get("path") == path
 
 
 @pytest.fixture(params=PATHS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exactness import assert_as_exact_as_torch, by_reference, composed
+from exactness import assert_as_exact_as_torch, by_reference, composed, roundings_of_softmax
 from softxent import fused_softmax_xent, fused_softmax_xent_with_stats
 from test_functional import loss_and_gradient, make
 
@@ -56,8 +56,9 @@ def check(logits: Tensor, target: Tensor, **options: Any) -> None:
     exact = loss_and_gradient(by_reference, logits.double(), wide, dloss, **double(options))
     # A softcap rounds z, and half a rounding of a z of that size is so many roundings of exp(z).
     yardstick = (options.get("softcap") or 0) / 2 + (64 if logits.dtype == torch.float64 else 0)
+    digits = roundings_of_softmax(logits, options.get("softcap"), options.get("logit_scale", 1.0))
     for what, result, theirs, right in zip(("loss", "gradient"), ours, torchs, exact, strict=True):
-        assert_as_exact_as_torch(result, theirs, right, what, yardstick)
+        assert_as_exact_as_torch(result, theirs, right, what, yardstick, digits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

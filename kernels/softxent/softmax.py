@@ -9,6 +9,8 @@ from . import dispatch, reference
 from .checks import DTYPES
 from .transforms import in_higher_order_backward, in_transform
 
+MANY = 1 << 14  # values in a row: of more, torch's own on a CPU sums to 1 only to some hundred roundings of float32
+
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
     """Softmax along `dim`: exp(z_j - m) / sum_k exp(z_k - m) with m = max_k z_k, so that no exponent exceeds 0.
@@ -19,7 +21,8 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         dtype: cast the input to this first, as torch.nn.functional.softmax does.
 
     Returns a new tensor of the input's shape. A row with +inf or NaN, or with nothing but -inf, is NaN. On a CPU, under
-    torch.func transforms and within torch.compile it is PyTorch's own.
+    torch.func transforms and within torch.compile it is PyTorch's own; float32 rows of more than 16384 values on a CPU
+    are divided by their sum once more, since there PyTorch's drift from 1.
     """
     return _along(input, dim, dtype, log=False)
 
@@ -38,7 +41,10 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
     torchs = torch.compiler.is_compiling() or not dispatch.uses_kernels(z)  # a compiler fuses its own with the rest
     if torchs or z.dim() == 0 or z.numel() == 0 or in_transform(z):
-        return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
+        out = torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
+        if z.dtype != torch.float32 or z.device.type != "cpu" or z.dim() == 0 or z.shape[dim] <= MANY:
+            return out
+        return out - out.logsumexp(dim, keepdim=True) if log else out / out.sum(dim, keepdim=True)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
     return out.reshape(rows.shape).movedim(-1, dim)

@@ -8,7 +8,9 @@ p = softmax(z) and target y:
     dloss/dz_j =  a * p_j  - c_j              j != y
     dloss/dz_y = eps / n_cols * (sum_k w_k * p_y - w_y) - (1 - eps) * w_y * miss
     lse        = m - log p_k                  z_k = m the largest
-    entropy    = -sum_j p_j * log p_j
+    entropy    = sum_{j != k} -p_j * log p_j + p_k * log1p(rest / p_k)        rest = sum_{j != k} p_j
+    dentropy/dz_j = -p_j * (log p_j + entropy)                                j != k
+    dentropy/dz_k = p_k * (log1p(rest / p_k) * rest - sum_{j != k} -p_j * log p_j)
 
 Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
 pass multiplies it by the incoming gradient unless that is 1: one softmax a step (two under label smoothing), and no
@@ -236,13 +238,14 @@ def _step(
     else:
         z = logits
     k = m = None
-    if options.z_loss or stats.lse is not None or stats.prediction is not None:
+    of_entropy = stats.entropy is not None or dstats.entropy is not None
+    if options.z_loss or stats.lse is not None or stats.prediction is not None or of_entropy:
         k = z.argmax(1, keepdim=True)
         m = z.gather(1, k)
     torch.softmax(z, 1, out=p)
     p_k = None if k is None else p.gather(1, k)
     p_y = p.gather(1, y)
-    entropy = _entropy(p) if stats.entropy is not None or dstats.entropy is not None else None
+    entropy = _entropy(p, k, p_k) if of_entropy and k is not None and p_k is not None else None
     miss = sum_rows(p.scatter_(1, y, 0))
     nll = _minus_log(p_y, miss, rows, y)
     # torch's softmax of a long row sums to 1 only to some 50 roundings.
@@ -250,8 +253,6 @@ def _step(
     lse = None
     if m is not None and p_k is not None:
         lse = m - (p_k if d is None else p_k / d).log()
-    if entropy is not None and d is not None:
-        entropy = entropy / d + d.log()
 
     w_y: Tensor | float = 1.0
     loss = nll
@@ -267,7 +268,7 @@ def _step(
         loss = loss + (torch.where(w_y == 0, 0, z_loss) if isinstance(w_y, Tensor) else z_loss)
     if skipped is not None:
         loss = loss.masked_fill(skipped[:, None], 0)
-    _write_stats(stats, skipped, lse, entropy, nll, k)
+    _write_stats(stats, skipped, lse, None if entropy is None else entropy.value, nll, k)
     if dlogits is None:
         return loss[:, 0]
 
@@ -299,7 +300,7 @@ def _gradient(
     w_y: Tensor | float,
     scale: Tensor | float,
     lse: Tensor | None,
-    entropy: Tensor | None,
+    entropy: "_Entropy | None",
     options: Options,
     dstats: Stats,
 ) -> None:
@@ -320,12 +321,15 @@ def _gradient(
         p.mul_(per_d * (hard + soft))
     else:
         assert entropy is not None
+        value, k, at_k = entropy
         g = dstats.entropy[:, None].to(p.dtype)
         p_y = p_y * per_d
-        at_target = at_target + g * (torch.special.entr(p_y) - p_y * entropy)
+        at_target = at_target + g * torch.where(y == k, at_k, torch.special.entr(p_y) - p_y * value)
         p.mul_(per_d)
+        p_k = p.gather(1, k)
         surprise = torch.special.entr(p).mul_(g)
-        p.mul_(hard + soft - g * entropy).add_(surprise)
+        p.mul_(hard + soft - g * value).add_(surprise)
+        p.scatter_(1, k, p_k * (hard + soft) + g * at_k)
     if eps:
         p.sub_(share if w is None else share * w)
     p.scatter_(1, y, at_target)
@@ -352,9 +356,21 @@ def slope(x: Tensor, inputs: Inputs, options: Options) -> Tensor | float:
     return (x * (scale / options.softcap)).cosh_().pow_(-2).mul_(scale)
 
 
-def _entropy(p: Tensor) -> Tensor:
-    """-sum_j p_j log p_j [n_rows, 1], with 0 * log 0 = 0."""
-    return sum_rows(torch.special.entr(p))
+class _Entropy(NamedTuple):
+    value: Tensor  # [n_rows, 1]
+    k: Tensor  # [n_rows, 1] the largest's column
+    at_k: Tensor  # [n_rows, 1] its gradient there: the only one that is a small difference of large numbers
+
+
+def _entropy(p: Tensor, k: Tensor, p_k: Tensor) -> _Entropy:
+    """Of p, which need not sum to 1. The largest apart: where a row is confident, log p_k has no digits left."""
+    p.scatter_(1, k, 0)
+    rest = sum_rows(p)
+    d = p_k + rest
+    surprise = (sum_rows(torch.special.entr(p)) + rest * d.log()) / d
+    p.scatter_(1, k, p_k)
+    log_k, p_k = (rest / p_k).log1p(), p_k / d
+    return _Entropy(p_k * log_k + surprise, k, p_k * (log_k * (rest / d) - surprise))
 
 
 def _write_stats(

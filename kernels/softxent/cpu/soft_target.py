@@ -20,6 +20,7 @@ from ..options import Inputs, Options, Stats
 from .row_loss import map_, slope, sum_rows
 
 CHUNK = 1 << 19  # values of log p at a time
+MANY = 1024  # classes: torch sums the exponentials of more in a few long chains, and loses digits
 
 
 def forward(
@@ -113,6 +114,8 @@ def _chunks(inputs: Inputs, options: Options) -> Iterator[tuple[slice, Tensor, T
         if mapped:
             map_(z, inputs, options)
         torch.log_softmax(z, 1, out=log_p)
+        if n_cols > MANY:
+            log_p.sub_(sum_rows(log_p.exp()).log_())
         lse = None
         if options.z_loss:
             k = z.argmax(1, keepdim=True)
