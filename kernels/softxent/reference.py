@@ -100,7 +100,7 @@ def logit_map(x: Tensor, options: Options, logit_scale: Tensor | None = None) ->
 
 
 def _tanh(u: Tensor) -> Tensor:
-    """With a derivative that keeps its digits where it is small: 1 - tanh^2 cancels there, and so does torch's of expm1."""
+    """With a derivative that keeps its digits where it is small: 1 - tanh^2 cancels there, as torch's of expm1 does."""
     e = (-2 * u.abs().clamp(min=0.5)).exp()
     far = (1 - e) / (1 + e)
     return torch.where(u.abs() < 0.5, u.clamp(-0.5, 0.5).tanh(), torch.where(u < 0, -far, far))

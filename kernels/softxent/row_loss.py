@@ -4,10 +4,13 @@ Two implementations, chosen by `dispatch`: torch operations (cpu/) and the Trito
 
     forward(inputs, options, dtype, needs_grad, inplace, wanted) -> loss, stats, kept
 
-    backward(dloss, dstats, inputs, options, kept, inplace, needs_dlogits, needs_dtarget) -> dlogits, dtarget
+    scaled(dloss, kept, inplace) -> dlogits, dtarget      those that forward has left in `kept`, times dloss; given once
 
-which may change `kept`, a list, in `backward`: a gradient that is made in forward is given away once. The reduction is
-inside the operation, so that autograd keeps one node. The caller's logits are never written, and any number of backward
+    backward(dloss, dstats, inputs, options, kept, inplace, needs_dlogits, needs_dtarget) -> dlogits, dtarget      anew
+
+The first backward pass does not look at the logits where forward has left their gradient: the caller may have edited
+them since. A later one does, and autograd raises then. The reduction is inside the operation, so that autograd keeps
+one node. The caller's logits are never written, and any number of backward
 passes on one graph gives the same gradient; but with `inplace` the gradient goes over the logits, in the pass that
 makes it, and is had once. Where a stat has an incoming gradient, that of the logits is made anew, in backward. Where a
 backward pass is itself recorded or batched, the gradient is that of the reference formula, which torch can treat so.
@@ -48,12 +51,11 @@ class RowLoss(torch.autograd.Function):
         inputs = Inputs(*arguments[:6])
         options, dtype, needs_grad, inplace, wanted = arguments[6]
         logits = inputs.logits
+        ctx.module = module = implementation(logits, inputs.target)
         if inputs.target.numel() == 0:
             loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
         else:
-            loss, stats, kept = implementation(logits, inputs.target).forward(
-                inputs, options, dtype, needs_grad, inplace, wanted
-            )
+            loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
         if needs_grad:
             written = inplace and inputs.target.numel() > 0 and kept[0] is not None
             if written:
@@ -76,10 +78,17 @@ class RowLoss(torch.autograd.Function):
                 raise RuntimeError("a second backward pass after inplace=True: the logits are gone. Leave it out")
             if higher_order:
                 raise RuntimeError("a recorded or batched backward pass after inplace=True: leave it out")
+        made = any(x is not None for x in ctx.kept[:2])
+        if made and ctx.inplace and ctx.kept[0]._version != ctx.version:
+            raise RuntimeError("the logits, which hold their gradient after inplace=True, were written to since")
+        if made and not higher_order and len(given) == 1 and dloss is not None and not ctx.needs_input_grad[5]:
+            dlogits, dtarget = ctx.module.scaled(dloss, ctx.kept, ctx.inplace)
+            if ctx.inplace:
+                ctx.kept = None
+                torch.autograd.graph.increment_version(dlogits)
+            return dlogits, dtarget, None, None, None, None, None
         inputs = Inputs(*ctx.saved_tensors)
         if inputs.logits is None:
-            if ctx.kept[0]._version != ctx.version:
-                raise RuntimeError("the logits, which hold their gradient after inplace=True, were written to since")
             inputs = inputs._replace(logits=ctx.kept[0])
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
         if higher_order and inputs.target.numel():
@@ -96,7 +105,7 @@ class RowLoss(torch.autograd.Function):
                 inputs, options = inputs._replace(normalizer=None), options._replace(reduction="none")
                 kept = [None, *kept[1:]]
             needs_dlogits = ctx.needs_input_grad[0] or ctx.needs_input_grad[5]
-            dlogits, dtarget = implementation(logits, inputs.target).backward(
+            dlogits, dtarget = ctx.module.backward(
                 dloss, dstats, inputs, options, kept, ctx.inplace, needs_dlogits, ctx.needs_input_grad[1]
             )
         if ctx.inplace:

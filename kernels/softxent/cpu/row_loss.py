@@ -52,7 +52,7 @@ def forward(
         loss = loss * inputs.sample_weight
     if reduction != "none":
         loss = loss.sum()
-    return (loss if factor is None else loss * factor).to(dtype), stats, [dlogits, rows.skipped]
+    return (loss if factor is None else loss * factor).to(dtype), stats, [dlogits, None, rows.skipped]
 
 
 def backward(
@@ -65,22 +65,27 @@ def backward(
     needs_dlogits: bool,
     needs_dtarget: bool,
 ) -> tuple[Tensor, None]:
-    """The gradient of the logits, in their dtype: that which `forward` left, if it is still there. None of classes."""
-    (dlogits, skipped, *_), kept[0] = kept, None
+    """The gradient of the logits, in their dtype, made anew. None of classes."""
+    (dlogits, *_), kept[0] = kept, None
     inputs = _computed(inputs)
     logits = inputs.logits
-    dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
-    at_once = all(x is None for x in dstats) and _survives_a_factor(logits, options.reduction)
-    if dlogits is None or not at_once:
-        rows = _Rows(inputs, options, *_classes(inputs, options))
-        skipped = rows.skipped
-        scale = _times(_factor(rows), inputs.sample_weight)
-        if dlogits is None:
-            dlogits = _gradient_like(logits, inplace)
-        if not at_once:
-            _in_chunks(rows, dlogits, _times(scale, dloss), NO_STATS, dstats)
-            return dlogits, None
-        _in_chunks(rows, dlogits, scale, NO_STATS, NO_STATS)  # the first pass's, bit for bit
+    rows = _Rows(inputs, options, *_classes(inputs, options))
+    scale = _times(_factor(rows), inputs.sample_weight)
+    if dlogits is None:
+        dlogits = _gradient_like(logits, inplace)
+    if any(x is not None for x in dstats) or not _survives_a_factor(logits, options.reduction):
+        acc = torch.promote_types(logits.dtype, torch.float32)
+        _in_chunks(rows, dlogits, _times(scale, dloss.to(acc)), NO_STATS, dstats)
+        return dlogits, None
+    _in_chunks(rows, dlogits, scale, NO_STATS, NO_STATS)  # that of `forward`, bit for bit
+    return scaled(dloss, [dlogits, None, rows.skipped], inplace)
+
+
+def scaled(dloss: Tensor, kept: list[Tensor | None], inplace: bool) -> tuple[Tensor, None]:
+    """The gradient of the logits that `forward` left, times the incoming one."""
+    (dlogits, _, skipped), kept[0] = kept, None
+    assert dlogits is not None
+    dloss = dloss.to(torch.promote_types(dlogits.dtype, torch.float32))
     if dloss.dim() == 0:
         factor = dloss.item()
         # Rows that do not count are 0 already, and stay so: 0 * inf is NaN.

@@ -40,7 +40,7 @@ def forward(
         loss = torch.where(inputs.sample_weight == 0, 0, loss * inputs.sample_weight.to(loss.dtype))
     if options.reduction != "none":
         loss = loss.sum() / _divisor(inputs, options)
-    return loss.to(dtype), Stats(), [None]
+    return loss.to(dtype), Stats(), [None, None]
 
 
 def backward(

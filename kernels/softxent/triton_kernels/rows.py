@@ -66,33 +66,35 @@ def backward(
     needs_dlogits: bool,
     needs_dtarget: bool,
 ) -> Gradients:
-    """The gradients that are wanted, each in the dtype of what it is of: those that `forward` left, if they are still
-    there."""
+    """The gradients that are wanted, each in the dtype of what it is of, made anew."""
     made, norm, kept[:2] = (kept[0], kept[1]), kept[2], (None, None)
     inputs = _indexable(inputs)
     logits, reduction = inputs.logits, options.reduction
-    acc = torch.promote_types(logits.dtype, torch.float32)
     at_once = all(x is None for x in dstats) and _at_once(inputs, reduction, needs_dtarget)  # the bits of forward
+    cotangents = NO_COTANGENTS
+    if not at_once:
+        cotangents = Cotangents(dloss, *(None if x is None else x.contiguous() for x in dstats[:3]))
     with on_device_of(logits):
-        nothing = made[0] is None and made[1] is None
-        if nothing:
+        if made[0] is None and made[1] is None:
             made = _empty_gradients(inputs, inplace, needs_dlogits, needs_dtarget)
-        if nothing or not at_once:
-            cotangents = NO_COTANGENTS
-            if not at_once:
-                cotangents = Cotangents(dloss, *(None if x is None else x.contiguous() for x in dstats[:3]))
-            if _is_small(logits, reduction):
-                _small_batch(inputs, options, cotangents, NO_OUTPUTS, made)
-            else:
-                if norm is None or reduction != "mean":  # of stats alone there is no mean
-                    norm = _norm(inputs, options)
-                launch_rows(inputs, options, norm, cotangents, NO_OUTPUTS, made)
-        dlogits, dtarget = made[0] if needs_dlogits else None, made[1] if needs_dtarget else None
-        if at_once and dlogits is not None:
-            scale_by(dlogits, dloss, acc, inplace)
-        if at_once and dtarget is not None:
-            scale_by(dtarget, dloss, acc, False)
-    return dlogits, dtarget
+        if _is_small(logits, reduction):
+            _small_batch(inputs, options, cotangents, NO_OUTPUTS, made)
+        else:
+            if norm is None or reduction != "mean":  # of stats alone there is no mean
+                norm = _norm(inputs, options)
+            launch_rows(inputs, options, norm, cotangents, NO_OUTPUTS, made)
+    made = made[0] if needs_dlogits else None, made[1] if needs_dtarget else None
+    return scaled(dloss, [*made], inplace) if at_once else made
+
+
+def scaled(dloss: Tensor, kept: list[Any], inplace: bool) -> Gradients:
+    """The gradients that `forward` left, times the incoming one."""
+    made, kept[:2] = (kept[0], kept[1]), (None, None)
+    for gradient, over_logits in zip(made, (inplace, False), strict=True):
+        if gradient is not None:
+            with on_device_of(gradient):
+                scale_by(gradient, dloss, over_logits)
+    return made
 
 
 def _indexable(inputs: Inputs) -> Inputs:
@@ -316,7 +318,7 @@ def reduced(loss: Tensor, norm: Tensor | int | None, norms: int, dtype: torch.dt
     return out
 
 
-def scale_by(gradient: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) -> None:
+def scale_by(gradient: Tensor, dloss: Tensor, inplace: bool) -> None:
     """gradient *= dloss. What lies before and between the rows is scaled too, as one long row, unless it is somebody
     else's."""
     n_rows, n_cols = gradient.shape
@@ -333,7 +335,7 @@ def scale_by(gradient: Tensor, dloss: Tensor, acc: torch.dtype, inplace: bool) -
         n_rows,
         n_cols,
         stride,
-        DOUBLE=acc == torch.float64,
+        DOUBLE=gradient.dtype == torch.float64,
         BLOCK=launch.SCALE,
         ALIGNED=stride % granule == 0 and gradient.data_ptr() % 16 == 0,
         **launch.OPTIONS,
