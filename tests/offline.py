@@ -115,7 +115,7 @@ def pretended(target: GPUTarget) -> Iterator[None]:
     def choose(active: DriverBase, to_kernels: bool) -> None:
         driver.set_active(active)
         dispatch.INTERPRET = to_kernels
-        for answer in (dispatch.kernel_module("rows").warp_size, handles.specialised_as_here):
+        for answer in (dispatch.kernel_module("rows")._warp_size, handles.specialised_as_here):
             answer.cache_clear()
 
     choose(Driver(target), True)

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 from exactness import composed
-from softxent import LossAndStats, compiled, fused_softmax_xent, fused_softmax_xent_with_stats, log_softmax
+from softxent import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats, log_softmax
 from softxent.functional import STATS
 
 TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
@@ -72,10 +72,10 @@ def test_a_whole_graph_at_every_width(path: str, device: torch.device, n_cols: i
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (loss, expected)))
 
 
-@pytest.mark.parametrize(("dynamic", "most"), [(None, 2), (True, 1)])
+@pytest.mark.parametrize(("dynamic", "more"), [(None, 1), (True, 0)])
 @pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "logit_scale", "normalizer"])
 def test_a_schedule_recompiles_at_most_once(
-    path: str, device: torch.device, name: str, dynamic: bool | None, most: int
+    path: str, device: torch.device, name: str, dynamic: bool | None, more: int
 ) -> None:
     counter = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
 
@@ -84,10 +84,12 @@ def test_a_schedule_recompiles_at_most_once(
 
     step = torch.compile(scheduled, fullgraph=True, dynamic=dynamic, backend=counter)
     logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
+    at_first = 0
     for number in (0.1, 0.2, 0.3, 0.4, 0.5):
         expected = fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
         torch.testing.assert_close(step(logits, target, number), expected)
-    assert counter.frame_count <= most
+        at_first = at_first or counter.frame_count
+    assert counter.frame_count <= at_first + more
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -131,16 +133,25 @@ def test_transforms_within_a_graph(path: str, device: torch.device, kind: str) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(path: str, device: torch.device, dtype: torch.dtype) -> None:
-    numbers = torch.tensor([0.1, 0.2, 3.0, 0.5], dtype=torch.float64)
+    numbers = [torch.tensor(x, dtype=torch.float64, device=device) for x in (0.1, 0.2, 3.0, 0.5)]
+    given = "label_smoothing z_loss softcap logit_scale"
+    ops = torch.ops.softxent
     index = TARGETS["indices"].to(device)
     for shape in ((6, 5), (5, 6)):
         logits = torch.randn(shape, device=device, dtype=dtype)
-        logits = (logits if shape == (6, 5) else logits.t()).requires_grad_()
+        logits = logits if shape == (6, 5) else logits.t()
         for weight in (None, torch.ones(5, device=device, dtype=dtype)):
             rows = torch.linspace(0, 1, 6, device=device)
-            torch.library.opcheck(
-                compiled.row_loss, (logits, index, weight, rows, None, -100, numbers, "lse prediction")
-            )
-            soft = torch.rand(6, 5, device=device, dtype=dtype, requires_grad=True)
-            scale = torch.tensor(0.5, device=device)
-            torch.library.opcheck(compiled.soft_target_loss, (logits, soft, weight, rows, scale, numbers))
+            soft = torch.rand(6, 5, device=device, dtype=dtype)
+            for y in (index, soft):
+                for reduction, n in (("mean", torch.ones(1, device=device)), ("sum", None), ("none", None)):
+                    rest = y, weight, rows, n, numbers, -100, reduction, given
+                    stats = "lse prediction" if y is index else ""
+                    torch.library.opcheck(ops.row_loss.default, (logits, *rest, stats))
+                    over = logits.clone(memory_format=torch.contiguous_format)
+                    if reduction != "none" and y is index:
+                        torch.library.opcheck(ops.row_loss_.default, (over, *rest, True))
+                    dloss = torch.ones(6 if reduction == "none" else (), device=device)
+                    incoming = (dloss, [dloss.expand(6).clone()] if y is index else [])
+                    last = ("entropy", False) if y is index else ("", True)
+                    torch.library.opcheck(ops.row_loss_backward_.default, (over, *incoming, *rest, *last))

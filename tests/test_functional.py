@@ -655,10 +655,104 @@ def test_loss_dtype_saves_the_rounding_of_the_loss(path: str, device: torch.devi
         fused_softmax_xent(logits, target, loss_dtype=torch.int32)
 
 
-def test_numbers_of_numpy_are_numbers(path: str, device: torch.device) -> None:
+NUMBERS: dict[str, Any] = {
+    "python": lambda x: x,
+    "float64 of numpy": np.float64,
+    "float32 of numpy": np.float32,
+    "tensor": lambda x: torch.tensor(x),
+    "tensor of float64": lambda x: torch.tensor(x, dtype=torch.float64),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_any_kind(path: str, device: torch.device, kind: str, compiled: bool) -> None:
     logits, target = make(7, 10, torch.float32, device)
-    loss = fused_softmax_xent(logits, target, ignore_index=np.int64(3), label_smoothing=np.float32(0.5))  # type: ignore[arg-type]
-    torch.testing.assert_close(loss, F.cross_entropy(logits, target, ignore_index=3, label_smoothing=0.5))
+    logits.requires_grad_()
+
+    def op(logits: Tensor, target: Tensor, name: str, number: Any) -> Tensor:
+        return fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
+
+    if compiled:
+        torch._dynamo.reset()
+        call: Any = torch.compile(op, fullgraph=True, backend="aot_eager")
+    else:
+        call = op
+    for name, value in {
+        "label_smoothing": 0.25,
+        "z_loss": 0.5,
+        "softcap": 3.0,
+        "logit_scale": 2.0,
+        "normalizer": 4.0,
+    }.items():
+        number = NUMBERS[kind](value)
+        ours, expected = call(logits, target, name, number), op(logits, target, name, value)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)))
+    if not compiled:
+        ours = fused_softmax_xent(logits, target, ignore_index=np.int64(3))  # type: ignore[arg-type]
+        torch.testing.assert_close(ours, F.cross_entropy(logits, target, ignore_index=3))
+
+
+def test_logits_may_be_edited_once_the_gradient_is_made(path: str, device: torch.device) -> None:
+    """As F.cross_entropy allows: a metric that masks classes, say. A gradient that has to be made anew says no."""
+    for soft in (False, True) if path == "kernels" else (False,):
+        leaf, target = make(6, 10, torch.float32, device)
+        y = torch.rand(6, 10, device=device) if soft else target
+        expected = loss_and_gradient(fused_softmax_xent, leaf, y)[1]
+        leaf.requires_grad_()
+        logits = leaf * 1
+        loss = fused_softmax_xent(logits, y)
+        with torch.no_grad():
+            logits[:, :5] = -float("inf")
+        assert torch.equal(torch.autograd.grad(loss, leaf, retain_graph=True)[0], expected)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, leaf)
+
+
+def test_the_loss_has_the_wider_dtype_of_logits_and_probabilities(path: str, device: torch.device) -> None:
+    logits, _ = make(6, 10, torch.bfloat16, device)
+    target = torch.rand(6, 10, device=device)
+    loss, expected = fused_softmax_xent(logits, target), F.cross_entropy(logits, target)
+    assert loss.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), target))
+
+
+def test_torchs_bfloat16_loss_on_a_cpu_is_what_the_readme_says() -> None:
+    """It sums in bfloat16, where 256 + 1 is 256. The day this fails, the README has one line less."""
+    z = torch.randn(16384, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    y = torch.randint(100, (16384,), generator=torch.Generator().manual_seed(1))
+    y[::4] = -100
+    exact = F.cross_entropy(z.double(), y).item()
+    assert abs(fused_softmax_xent(z, y).item() / exact - 1) < 2**-8
+    assert F.cross_entropy(z, y).item() < 0.1 * exact
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+def test_a_wrapper_of_a_tensor_is_refused_by_name(path: str) -> None:
+    inner = torch.randn(3, 5)
+
+    class Wrapper(Tensor):
+        def __new__(cls, inner: Tensor) -> "Wrapper":
+            return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined, no-any-return]
+
+        def __init__(self, inner: Tensor) -> None:
+            self.inner = inner
+
+        def __tensor_flatten__(self) -> Any:
+            return ["inner"], None
+
+        @staticmethod
+        def __tensor_unflatten__(inner: Any, meta: Any, size: Any, stride: Any) -> "Wrapper":
+            return Wrapper(inner["inner"])
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError(func)
+
+    with pytest.raises(NotImplementedError, match=r"input is a Wrapper.* pass a plain tensor.*to_local"):
+        fused_softmax_xent(Wrapper(inner), torch.tensor([0, 1, 2]))
 
 
 X, Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
@@ -670,7 +764,16 @@ BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
         r"\(2, 5, 3\) and target \(2, 4\)",
     ),
     "multi-target": ((X, torch.zeros(3, 2, dtype=torch.int64)), {}, r"\(3, 5\) and target \(3, 2\)"),
-    "integer target of logits' shape": ((X, torch.zeros(3, 5, dtype=torch.int64)), {}, r"target \(3, 5\)"),
+    "integer target of logits' shape": (
+        (X, torch.zeros(3, 5, dtype=torch.int64)),
+        {},
+        r"target \(3, 5\)\. Probabilities must",
+    ),
+    "classes last": (
+        (torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64)),
+        {},
+        r"Classes are dimension 1: input\.fl",
+    ),
     "float target": ((X, Y.float()), {}, "class indices as int64, int32 or uint8, got torch.float32"),
     "bool target": ((X, Y.bool()), {}, "got torch.bool"),
     "integer logits": ((X.long(), Y), {}, "got torch.int64"),
@@ -682,7 +785,11 @@ BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "integer weight": ((X, Y, torch.ones(5, dtype=torch.int64)), {}, "weight must be floating point, got torch.int64"),
     "reduction": ((X, Y), {"reduction": "avg"}, "'avg' is not a valid value for reduction"),
     "smoothing": ((X, Y), {"label_smoothing": 1.1}, "label_smoothing must be between 0.0 and 1.0, got 1.1"),
-    "smoothing type": ((X, Y), {"label_smoothing": "a"}, "label_smoothing must be float, not str"),
+    "smoothing type": (
+        (X, Y),
+        {"label_smoothing": "a"},
+        "label_smoothing must be a number or a tensor of one, not str",
+    ),
     "ignore_index type": ((X, Y), {"ignore_index": 1.5}, "ignore_index must be int, not float"),
     "ignore_index of probabilities": ((X, X), {"ignore_index": 1}, "1 with a target of probabilities"),
     "input type": (([1.0, 2.0], Y), {}, "input must be a Tensor, not list"),

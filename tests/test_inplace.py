@@ -130,6 +130,37 @@ def test_autograd_sees_it_though_the_loss_is_never_differentiated(path: str, dev
         exponential.sum().backward()
 
 
+def test_what_lies_in_the_memory_of_the_logits_is_not_written_over(path: str, device: torch.device) -> None:
+    leaf = torch.rand(4, 24, device=device, requires_grad=True)
+    logits, y = leaf * 2, torch.tensor([1, 2, 0, 3], device=device)
+    rows, shared = logits[:, :10], logits.detach()
+    overlapping: dict[str, tuple[Any, dict[str, Any]]] = {
+        "target": (shared[:, :10], {}),
+        "target, in part": (shared[:, 6:16], {}),
+        "target, of other rows": (shared.view(-1)[30:70].view(4, 10), {}),
+        "sample_weight": (y, {"sample_weight": shared[:, 9]}),
+        "weight": (y, {"weight": shared[1, 4:14]}),
+        "normalizer": (y, {"normalizer": shared[2, 2]}),
+        "logit_scale": (y, {"logit_scale": shared[0, 0]}),
+    }
+    for name, (target, options) in overlapping.items():
+        with pytest.raises(RuntimeError, match=f"would write over {name.split(',')[0]}, which lies in the memory"):
+            fused_softmax_xent(rows, target, inplace=True, **options)
+    assert torch.equal(logits, leaf * 2)
+    apart: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (shared[:, 10:20], {}),
+        (y, {"sample_weight": shared[:, 20]}),
+        (y, {"weight": shared[3, 14:24]}),
+    )
+    for target, options in apart:
+        shared.copy_(leaf.detach() * 2)  # what the last round wrote over
+        z = shared[:, :10].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(fused_softmax_xent(z, target, **options), z)
+        loss = fused_softmax_xent(Through.apply(shared[:, :10], leaf.sum()), target, inplace=True, **options)
+        loss.backward()
+        torch.testing.assert_close(shared[:, :10], expected)
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a leaf": (lambda z: z, "leaf"),
     "a view of a leaf": (lambda z: z[:, 1:], "leaf"),

@@ -1,5 +1,10 @@
 """FusedSoftmaxXent in the place of nn.CrossEntropyLoss."""
 
+import copy
+import io
+import pickle
+
+import pytest
 import torch
 from torch import nn
 
@@ -73,3 +78,42 @@ def test_in_place_reaches_the_function(path: str, device: torch.device) -> None:
     rows = logits * 1
     FusedSoftmaxXent(inplace=True)(rows, TARGET.to(device)).backward()
     assert logits.grad is not None and not torch.equal(rows, logits)
+
+
+def test_a_scale_that_is_computed_belongs_to_forward() -> None:
+    parameter = torch.zeros((), requires_grad=True)
+    with pytest.raises(ValueError, match="pass it to forward, or keep a parameter"):
+        FusedSoftmaxXent(logit_scale=parameter.exp())
+    loss = FusedSoftmaxXent()(LOGITS, TARGET, logit_scale=(parameter + 1).exp())
+    torch.testing.assert_close(loss, FusedSoftmaxXent(logit_scale=2.718281828)(LOGITS, TARGET))
+    loss.backward()
+    assert parameter.grad is not None and parameter.grad.abs() > 0.01
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = FusedSoftmaxXent(label_smoothing=0.1, z_loss=0.01)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = self.loss(logits, target)
+        return loss
+
+
+def test_a_model_with_it_is_traced_exported_copied_and_pickled() -> None:
+    model = Model()
+    expected = model(LOGITS, TARGET)
+    exported = torch.export.export(model, (LOGITS, TARGET))
+    saved = io.BytesIO()
+    torch.export.save(exported, saved)
+    saved.seek(0)
+    for one in (
+        torch.fx.symbolic_trace(model),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        exported.module(),
+        torch.export.load(saved).module(),
+    ):
+        torch.testing.assert_close(one(LOGITS, TARGET), expected)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script does not take FusedSoftmaxXent"):
+        torch.jit.script(model)

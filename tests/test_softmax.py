@@ -94,9 +94,7 @@ def test_rows_that_lie_anywhere(
 
 
 @pytest.mark.usefixtures("short_wide_rows")
-@pytest.mark.parametrize(
-    "path", ["kernels"], indirect=True
-)  # on a CPU torch's, whose threads may share a row
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)  # on a CPU torch's, whose threads may share a row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n_cols", [10, 101, 1000, 2504])
 def test_the_bits_of_a_row_do_not_depend_on_the_batch(

@@ -2,11 +2,13 @@
 
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .transforms import in_transform
+from .transforms import in_transform, is_traced
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -46,25 +48,33 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
 
 
 def _check_are_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None:
-    if isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor)):
-        return
     for name, tensor in (("input", input), ("target", target), ("weight", weight)):
+        if type(tensor) is Tensor or (name == "weight" and tensor is None):
+            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
+        if is_traceable_wrapper_subclass(tensor) and not is_traced(tensor):
+            raise NotImplementedError(
+                f"{name} is a {type(tensor).__name__}, which is not supported: pass a plain tensor, "
+                "such as a DTensor's .to_local()"
+            )
 
 
 def _check_indices(input: Tensor, target: Tensor) -> None:
     expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
     if target.shape != expected and not (input.dim() == 1 and target.shape == (1,)):
         error = ValueError if input.dim() > 1 and target.dim() and len(target) != len(input) else RuntimeError
-        raise error(f"expected a target of shape {tuple(expected)} to match the logits: {_shapes(input, target)}")
+        hint = ""
+        if target.shape == input.shape:
+            hint = ". Probabilities must be floating point: target.float()"
+        elif input.dim() > 2 and target.shape == input.shape[:-1]:
+            hint = ". Classes are dimension 1: input.flatten(0, -2) and target.flatten(), if they are the last"
+        raise error(f"expected a target of shape {tuple(expected)} to match the logits: {_shapes(input, target)}{hint}")
     if target.dtype not in INDEX_DTYPES:
         raise RuntimeError(f"target must hold class indices as int64, int32 or uint8, got {target.dtype}")
 
 
-def check_options(
-    target: Tensor, ignore_index: int, reduction: str, label_smoothing: float, loss_dtype: torch.dtype | None
-) -> None:
+def check_options(target: Tensor, ignore_index: int, reduction: str, loss_dtype: torch.dtype | None) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"{reduction!r} is not a valid value for reduction: use 'none', 'mean' or 'sum'")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, INTEGRAL):
@@ -73,45 +83,67 @@ def check_options(
         raise RuntimeError(f"ignore_index must fit into int64, got {ignore_index}")
     if ignore_index >= 0 and target.is_floating_point():
         raise RuntimeError(f"ignore_index is for class indices: {ignore_index} with a target of probabilities")
-    if not isinstance(label_smoothing, REAL):
-        raise TypeError(f"label_smoothing must be float, not {type(label_smoothing).__name__}")
-    if not 0 <= label_smoothing <= 1:  # NaN neither
-        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     if loss_dtype is not None and loss_dtype not in DTYPES:
         raise RuntimeError(f"loss_dtype must be float64, float32, bfloat16 or float16, got {loss_dtype}")
 
 
-def check_row_options(
-    z_loss: float,
-    softcap: float | None,
-    reduction: str,
-    normalizer: float | Tensor | None,
-) -> None:
-    if not isinstance(z_loss, REAL):
-        raise TypeError(f"z_loss must be a number, not {type(z_loss).__name__}")
-    if softcap is not None and not isinstance(softcap, REAL):
-        raise TypeError(f"softcap must be a number, not {type(softcap).__name__}")
-    if not 0 <= z_loss < float("inf"):  # NaN neither
-        raise RuntimeError(f"z_loss must be a finite number of at least 0, got {z_loss!r}")
+def check_label_smoothing(label_smoothing: float | Tensor, input: Tensor) -> float | Tensor:
+    eps = _constant("label_smoothing", label_smoothing, input)
+    if not isinstance(eps, Tensor) and not 0 <= eps <= 1:  # NaN neither
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {eps}")
+    return eps
+
+
+def check_z_loss(z_loss: float | Tensor, input: Tensor) -> float | Tensor:
+    zeta = _constant("z_loss", z_loss, input)
+    if not isinstance(zeta, Tensor) and not 0 <= zeta < float("inf"):  # NaN neither
+        raise RuntimeError(f"z_loss must be a finite number of at least 0, got {zeta!r}")
+    return zeta
+
+
+def check_softcap(softcap: float | Tensor | None, input: Tensor) -> float | Tensor | None:
+    if softcap is None:
+        return None
+    cap = _constant("softcap", softcap, input)
     # What multiplies: float32 has room for its inverse. No constants of the module, which a compiler would guard.
-    if softcap is not None and not 2.0**-100 <= softcap <= 2.0**100:
-        raise RuntimeError(f"softcap must be above 0 and at most 2**100, or None for no cap, got {softcap!r}")
-    if normalizer is not None and reduction != "mean":
+    if not isinstance(cap, Tensor) and not 2.0**-100 <= cap <= 2.0**100:
+        raise RuntimeError(f"softcap must be above 0 and at most 2**100, or None for no cap, got {cap!r}")
+    return cap
+
+
+def check_normalizer(normalizer: float | Tensor | None, reduction: str, input: Tensor) -> float | Tensor | None:
+    if normalizer is None:
+        return None
+    if reduction != "mean":
         raise ValueError(f"normalizer is what a mean divides by: it does not go with reduction={reduction!r}")
+    return _number("normalizer", normalizer, input)
 
 
 def check_logit_scale(logit_scale: float | Tensor, input: Tensor) -> float | Tensor:
-    scale = check_number("logit_scale", logit_scale, input)
+    scale = _number("logit_scale", logit_scale, input)
     if not isinstance(scale, Tensor) and not 2.0**-100 <= scale <= 2.0**100:
         raise RuntimeError(f"logit_scale must be above 0 and at most 2**100, got {logit_scale!r}")
     return scale
 
 
-def check_number(name: str, value: float | Tensor, input: Tensor) -> float | Tensor:
+def _constant(name: str, value: float | Tensor, input: Tensor) -> float | Tensor:
+    """`_number` of what gets no gradient; of a tensor on the CPU, which can be read without waiting, its value."""
+    number = _number(name, value, input)
+    if not isinstance(number, Tensor):
+        return number
+    if number.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"no gradient with respect to {name}: pass {name}.detach()")
+    return number if number.device.type != "cpu" or is_traced(number, input) else float(number.item())
+
+
+def _number(name: str, value: float | Tensor, input: Tensor) -> float | Tensor:
     """A number as float; a tensor of one as a tensor [] on the device of the logits, or as float if it is elsewhere."""
-    if isinstance(value, float):  # while compiling a symbol, which float() would fix
-        return value
-    if isinstance(value, REAL):
+    if torch.compiler.is_compiling():
+        if isinstance(value, float):  # a symbol, which float() would fix
+            return value
+        if not isinstance(value, (Tensor, *REAL)):  # numpy's, which a compiler has as an array
+            value = torch.as_tensor(value)
+    if isinstance(value, REAL):  # np.float64 is a float too
         return float(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a number or a tensor of one, not {type(value).__name__}")
@@ -120,7 +152,7 @@ def check_number(name: str, value: float | Tensor, input: Tensor) -> float | Ten
     if value.device != input.device:
         if value.device.type != "cpu":
             raise RuntimeError(f"input is on {input.device} but {name} is on {value.device}")
-        if value.requires_grad and torch.is_grad_enabled():
+        if (value.requires_grad and torch.is_grad_enabled()) or is_traced(value, input):
             return value.to(input.device).reshape(())
         return float(value.item())
     return value.reshape(())
@@ -156,8 +188,13 @@ def check_stats(stats: Iterable[str], known: tuple[str, ...], target: Tensor, in
     return wanted
 
 
-def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None, logit_scale: float | Tensor) -> None:
-    """Whether the gradient may be written over `logits`, which are the rows of `input` or a copy of them."""
+def check_inplace(
+    input: Tensor, logits: Tensor, weight: Tensor | None, logit_scale: float | Tensor, **read: Any
+) -> None:
+    """Whether the gradient may be written over `logits`, which are the rows of `input` or a copy of them.
+
+    read: the other arguments, by name.
+    """
     if torch.compiler.is_compiling():
         raise RuntimeError("inplace=True does not go with torch.compile: leave it out there")
     if in_transform(input):
@@ -178,6 +215,27 @@ def check_inplace(input: Tensor, logits: Tensor, weight: Tensor | None, logit_sc
             "inplace=True needs the classes of a row side by side in memory, and rows that do not overlap: "
             f"got strides {logits.stride()}"
         )
+    for name, tensor in (read | {"weight": weight, "logit_scale": logit_scale}).items():
+        if isinstance(tensor, Tensor) and _overlap(logits, tensor):
+            raise RuntimeError(f"inplace=True would write over {name}, which lies in the memory of the logits")
+
+
+def _overlap(rows: Tensor, other: Tensor) -> bool:
+    """Whether writing `rows` may change `other`: not if it lies before, behind, or all of it between the rows."""
+    if other.numel() == 0 or other.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr():
+        return False
+
+    def extent(x: Tensor, dims: slice) -> int:  # bytes from the first value to the end of the last
+        pairs = zip(x.shape[dims], x.stride()[dims], strict=True)
+        return (sum((n - 1) * stride for n, stride in pairs) + 1) * x.itemsize
+
+    apart = other.data_ptr() - rows.data_ptr()
+    if apart >= extent(rows, slice(None)) or -apart >= extent(other, slice(None)):
+        return False
+    period = rows.stride(0) * rows.itemsize
+    if other.stride()[:1] != (period // other.itemsize,) or period % other.itemsize:
+        return True
+    return apart % period < extent(rows, slice(1, None)) or apart % period + extent(other, slice(1, None)) > period
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:

@@ -1,10 +1,15 @@
-"""The rows' losses as registered operators, for torch.compile: opaque to it, with shapes and gradients of their own.
+"""The rows' loss as registered operators, for who looks on: torch.compile, make_fx, a FakeTensorMode, the meta device.
 
-Entered only while compiling: in eager mode a registered operator costs more host time than an autograd.Function. The
-reduction is left to torch operations, which the compiler fuses with what surrounds them.
+    row_loss            the loss, and the stats wanted
+    row_loss_           the same, and the gradient of the logits over the logits
+    row_loss_backward_  the gradient of the logits over the logits, and that of probabilities
 
-Numbers come as a float64 tensor on the CPU: a float argument of an operator is compiled in, and a schedule would
-compile again at every step.
+What is written over is a clone that `Traced` makes. Inductor leaves it out where nobody reads the logits afterwards:
+so a compiled step needs no matrix of its own, and where forward makes the gradient it reads and writes once, as the
+eager one does. Entered only where it has to be: an operator costs more host time than an autograd.Function.
+
+Numbers come as tensors [] on the device of the logits, where the kernels load them. A float argument of an operator is
+compiled in: a schedule would compile again at every step, and a CUDA graph would replay what it was captured with.
 """
 
 from typing import Any
@@ -12,199 +17,199 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import implementation
-from .options import Inputs, Options, Stats
+from .dispatch import implementation, uses_kernels
+from .options import DIFFERENTIABLE, Inputs, Options, Stats, empty_stats, is_given
+from .row_loss import gradients_by_reference, loss_of_nothing
+from .transforms import in_higher_order_backward
 
-NEUTRAL = float("inf")  # in the place of no softcap
-
-
-def row_loss_and_stats(inputs: Inputs, options: Options, names: list[str]) -> list[Tensor]:
-    """The loss of each row [n_rows], and the stats of those names."""
-    logits, target, weight, sample_weight, _, logit_scale = inputs
-    tensors = logits, target, weight, sample_weight, logit_scale
-    return list(row_loss(*tensors, options.ignore_index, _numbers(options), " ".join(names)))
+NUMBERS = ("label_smoothing", "z_loss", "softcap", "logit_scale")
 
 
-def soft_loss(inputs: Inputs, options: Options) -> Tensor:
-    """The loss of each row [n_rows] against probabilities."""
-    logits, target, weight, sample_weight, _, logit_scale = inputs
-    loss: Tensor = soft_target_loss(logits, target, weight, sample_weight, logit_scale, _numbers(options))
-    return loss
+def row_loss(inputs: Inputs, options: Options, wanted: frozenset[str]) -> tuple[Tensor, Stats]:
+    """As row_loss.row_loss, in the dtype of the computation."""
+    logits, target = inputs.logits, inputs.target
+    numbers = options._asdict() | ({} if inputs.logit_scale is None else {"logit_scale": inputs.logit_scale})
+    given = [name for name in NUMBERS if is_given(numbers[name], 1.0 if name == "logit_scale" else 0.0)]
+    tensors = [_as_tensor(numbers[name], logits) for name in given]
+    names = [name for name in Stats._fields if name in wanted]
+    differentiated = torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad)
+    # A gradient that is kept is all that is kept: a second derivative, or one of a stat, has to read the logits.
+    at_once = (
+        differentiated
+        and torch.compiler.is_compiling()
+        and options.reduction != "none"
+        and logits.dtype != torch.float16
+        and not target.requires_grad
+        and not any(name in DIFFERENTIABLE for name in names)
+        and (uses_kernels(logits) or not target.is_floating_point())
+    )
+    settings = options.ignore_index, options.reduction, " ".join(given), " ".join(names), at_once
+    loss, *stats = Traced.apply(settings, *inputs[:5], *tensors)
+    return loss, Stats(**dict(zip(names, stats, strict=True)))
 
 
-def _numbers(options: Options) -> Tensor:
-    softcap = NEUTRAL if options.softcap is None else options.softcap
-    numbers = options.label_smoothing, options.z_loss, softcap, options.logit_scale
-    return torch.stack([torch.ones((), dtype=torch.float64) * number for number in numbers])
+def _as_tensor(number: float | Tensor, logits: Tensor) -> Tensor:
+    if isinstance(number, Tensor):
+        return number.detach().to(logits.device)
+    return torch.ones((), dtype=torch.float64, device=logits.device) * number  # new_full's would be compiled in
 
 
-def _options(numbers: Tensor, ignore_index: int = -100) -> Options:
-    label_smoothing, z_loss, softcap, logit_scale = numbers.tolist()
-    return Options(ignore_index, "none", label_smoothing, z_loss, None if softcap == NEUTRAL else softcap, logit_scale)
+class Traced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, settings: Any, logits: Tensor, *rest: Any) -> Any:
+        *arguments, at_once = settings
+        tensors = *rest[:4], list(rest[4:])
+        if at_once:
+            over = logits.detach().clone(memory_format=torch.contiguous_format)
+            out = torch.ops.softxent.row_loss_(over, *tensors, *arguments[:-1], bool(arguments[-1]))
+            out = out if arguments[-1] else out[:1]
+            ctx.save_for_backward(over)
+        else:
+            out = tuple(torch.ops.softxent.row_loss(logits, *tensors, *arguments))
+            ctx.save_for_backward(logits, *rest)
+        ctx.settings = settings
+        ctx.mark_non_differentiable(*(x for x in out if x.dtype == torch.int64))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ignore_index, reduction, given, names, at_once = ctx.settings
+        dloss = grads[0]
+        if at_once:
+            (made,) = ctx.saved_tensors
+            return None, torch.where(made == 0, made, made * dloss), *[None] * (4 + len(given.split()))
+        logits, target, *rest = ctx.saved_tensors
+        pairs = [(name, dx) for name, dx in zip(names.split(), grads[1:], strict=True) if name in DIFFERENTIABLE]
+        tensors, arguments = (target, *rest[:3], list(rest[3:])), (ignore_index, reduction, given)
+        if not torch.compiler.is_compiling() and in_higher_order_backward(dloss):
+            inputs, options = _unpacked(logits, *tensors, *arguments)
+            dlogits, dtarget, _ = gradients_by_reference(dloss, Stats(**dict(pairs)), inputs, options)
+        else:
+            dlogits = logits.detach().clone(memory_format=torch.contiguous_format)
+            stats = " ".join(name for name, _ in pairs)
+            dstats, needs_dtarget = [dx for _, dx in pairs], ctx.needs_input_grad[2]
+            backward = torch.ops.softxent.row_loss_backward_
+            dtarget = backward(dlogits, dloss, dstats, *tensors, *arguments, stats, needs_dtarget)
+            dtarget = dtarget if needs_dtarget else None
+        return None, dlogits, dtarget, *[None] * (3 + len(given.split()))
 
 
-def _acc(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
-@torch.library.custom_op("softxent::row_loss", mutates_args=())
-def row_loss(
+def _unpacked(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     sample_weight: Tensor | None,
-    logit_scale: Tensor | None,
+    normalizer: Tensor | None,
+    numbers: list[Tensor],
     ignore_index: int,
-    numbers: Tensor,
-    stats: str,
-) -> list[Tensor]:
-    """The loss of each row against its class index, and the stats of these names. Nothing else is kept of a row: which
-    kernel takes it depends on where it lies in memory, which is not known while compiling."""
-    if len(logits) == 0:
-        return _room(logits, stats)
-    inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    wanted = frozenset(stats.split())
-    module = implementation(logits, target)
-    loss, found, _ = module.forward(inputs, _options(numbers, ignore_index), _acc(logits), False, False, wanted)
+    reduction: str,
+    given: str,
+) -> tuple[Inputs, Options]:
+    values: dict[str, Any] = dict(zip(given.split(), numbers, strict=True))
+    if logits.device.type == "cpu" and not uses_kernels(logits):
+        values = {name: value.item() for name, value in values.items()}
+    scale = values.pop("logit_scale", 1.0)
+    inputs = Inputs(logits, target, weight, sample_weight, normalizer, scale if isinstance(scale, Tensor) else None)
+    return inputs, Options(ignore_index, reduction, **values)._replace(
+        logit_scale=1.0 if isinstance(scale, Tensor) else scale
+    )
+
+
+def _room(logits: Tensor, reduction: str, stats: str) -> list[Tensor]:
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    shape = logits.shape[:1] if reduction == "none" else ()
+    room = empty_stats(frozenset(stats.split()), logits)
+    return [logits.new_empty(shape, dtype=acc), *(getattr(room, name) for name in stats.split())]
+
+
+def _forward(logits: Tensor, arguments: tuple[Any, ...], stats: str, over: bool) -> list[Tensor]:
+    inputs, options = _unpacked(logits, *arguments)
+    if logits.numel() == 0:
+        return [loss_of_nothing(inputs, options), *_room(logits, options.reduction, stats)[1:]]
+    acc, wanted = torch.promote_types(logits.dtype, torch.float32), frozenset(stats.split())
+    module = implementation(logits, inputs.target)
+    loss, found, _ = module.forward(inputs, options, acc, over, over, wanted)
     return [loss, *(getattr(found, name) for name in stats.split())]
 
 
-@row_loss.register_fake
-def _(
+@torch.library.custom_op("softxent::row_loss", mutates_args=())
+def functional_row_loss(
     logits: Tensor,
-    target: Any,
-    weight: Any,
-    sample_weight: Any,
-    logit_scale: Any,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    numbers: list[Tensor],
     ignore_index: int,
-    numbers: Tensor,
+    reduction: str,
+    given: str,
     stats: str,
 ) -> list[Tensor]:
-    return _room(logits, stats)
+    """The loss, of each row or reduced, and the stats of these names. numbers: those of the names in `given`."""
+    rest = target, weight, sample_weight, normalizer, numbers, ignore_index, reduction, given
+    return _forward(logits, rest, stats, over=False)
 
 
-def _room(logits: Tensor, stats: str) -> list[Tensor]:
-    dtypes = [torch.int64 if name == "prediction" else _acc(logits) for name in stats.split()]
-    return [logits.new_empty(logits.shape[0], dtype=dtype) for dtype in (_acc(logits), *dtypes)]
+@torch.library.custom_op("softxent::row_loss_", mutates_args=("logits",))
+def inplace_row_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    numbers: list[Tensor],
+    ignore_index: int,
+    reduction: str,
+    given: str,
+    predicts: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, which is reduced, and the prediction, empty if it is not wanted; and the gradient over the logits,
+    which are contiguous. Two tensors: what mutates cannot be functionalized with a list."""
+    rest = target, weight, sample_weight, normalizer, numbers, ignore_index, reduction, given
+    loss, *prediction = _forward(logits, rest, "prediction" * predicts, over=True)
+    return loss, prediction[0] if predicts else target.new_empty(0, dtype=torch.int64)
 
 
-@torch.library.custom_op("softxent::row_loss_backward", mutates_args=())
-def row_loss_backward(
+@functional_row_loss.register_fake
+def _(logits: Tensor, *rest: Any) -> list[Tensor]:
+    return _room(logits, rest[6], rest[8])
+
+
+@inplace_row_loss.register_fake
+def _(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    loss, *prediction = _room(logits, rest[5], "prediction" * rest[7])
+    return loss, prediction[0] if rest[7] else target.new_empty(0, dtype=torch.int64)
+
+
+@torch.library.custom_op("softxent::row_loss_backward_", mutates_args=("logits",))
+def inplace_backward(
+    logits: Tensor,
     dloss: Tensor,
     dstats: list[Tensor],
-    logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     sample_weight: Tensor | None,
-    logit_scale: Tensor | None,
+    normalizer: Tensor | None,
+    numbers: list[Tensor],
     ignore_index: int,
-    numbers: Tensor,
+    reduction: str,
+    given: str,
     stats: str,
-) -> Tensor:
-    """The gradient of the logits, contiguous. dstats: those of the stats of these names."""
-    if len(logits) == 0:
-        return logits.new_zeros(logits.shape)
-    inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    given = Stats(**dict(zip(stats.split(), dstats, strict=True)))
-    options = _options(numbers, ignore_index)
-    module = implementation(logits, target)
-    gradient, _ = module.backward(dloss, given, inputs, options, [None, None, None], False, True, False)
-    return gradient.contiguous()  # type: ignore[no-any-return]
-
-
-@row_loss_backward.register_fake
-def _(dloss: Tensor, dstats: Any, logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _keep_row_loss(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.ignore_index, numbers, ctx.stats = inputs
-    ctx.save_for_backward(*tensors, numbers)
-
-
-def _row_loss_gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    *tensors, numbers = ctx.saved_tensors
-    pairs = [(name, grad) for name, grad in zip(ctx.stats.split(), grads[1:], strict=True) if name != "prediction"]
-    pairs = [(name, grad) for name, grad in pairs if grad is not None]
-    names, dstats = " ".join(name for name, _ in pairs), [grad for _, grad in pairs]
-    dloss = grads[0]
-    if dloss is None:
-        dloss = tensors[0].new_zeros(tensors[0].shape[0], dtype=_acc(tensors[0]))
-    row_backward = torch.ops.softxent.row_loss_backward
-    dlogits = row_backward(dloss, dstats, *tensors, ctx.ignore_index, numbers, names)
-    return dlogits, *[None] * 7
-
-
-row_loss.register_autograd(_row_loss_gradient, setup_context=_keep_row_loss)
-
-
-@torch.library.custom_op("softxent::soft_target_loss", mutates_args=())
-def soft_target_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    logit_scale: Tensor | None,
-    numbers: Tensor,
-) -> Tensor:
-    """The loss of each row against its row of probabilities."""
-    if len(logits) == 0:
-        return logits.new_zeros(0, dtype=_acc(logits))
-    inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    module = implementation(logits, target)
-    loss, *_ = module.forward(inputs, _options(numbers), _acc(logits), False, False, frozenset())
-    return loss  # type: ignore[no-any-return]
-
-
-@soft_target_loss.register_fake
-def _(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=_acc(logits))
-
-
-@torch.library.custom_op("softxent::soft_target_backward", mutates_args=())
-def soft_target_backward(
-    dloss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    logit_scale: Tensor | None,
-    numbers: Tensor,
     needs_dtarget: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the logits and of the target, contiguous; of the target an empty one if it is not wanted."""
-    if len(logits) == 0:
-        return logits.new_zeros(logits.shape), target.new_zeros(target.shape if needs_dtarget else 0)
-    module = implementation(logits, target)
-    inputs = Inputs(logits, target, weight, sample_weight, None, logit_scale)
-    dlogits, dtarget = module.backward(
-        dloss, Stats(), inputs, _options(numbers), [None, None, None], False, True, needs_dtarget
+) -> Tensor:
+    """The gradient of the logits over the logits, which are contiguous; returns that of probabilities, or an empty one.
+    dstats: incoming ones of the stats of these names."""
+    inputs, options = _unpacked(
+        logits, target, weight, sample_weight, normalizer, numbers, ignore_index, reduction, given
     )
-    return dlogits.contiguous(), target.new_empty(0) if dtarget is None else dtarget.contiguous()
+    if logits.numel() == 0:
+        return target.new_zeros(target.shape if needs_dtarget else 0)
+    incoming = Stats(**dict(zip(stats.split(), dstats, strict=True)))
+    module = implementation(logits, target)
+    _, dtarget = module.backward(dloss, incoming, inputs, options, [None, None, None], True, True, needs_dtarget)
+    return target.new_empty(0) if dtarget is None else dtarget.contiguous()  # type: ignore[no-any-return]
 
 
-@soft_target_backward.register_fake
-def _(
-    dloss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Any,
-    sample_weight: Any,
-    logit_scale: Any,
-    numbers: Any,
-    needs_dtarget: bool,
-) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(logits.shape), target.new_empty(target.shape if needs_dtarget else 0)
-
-
-def _keep_soft_target(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _soft_target_gradient(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-    needs_dtarget = ctx.needs_input_grad[1]
-    dlogits, dtarget = torch.ops.softxent.soft_target_backward(dloss, *ctx.saved_tensors, needs_dtarget)
-    return dlogits, dtarget if needs_dtarget else None, None, None, None, None
-
-
-soft_target_loss.register_autograd(_soft_target_gradient, setup_context=_keep_soft_target)
+@inplace_backward.register_fake
+def _(logits: Tensor, dloss: Tensor, dstats: Any, target: Tensor, *rest: Any) -> Tensor:
+    return target.new_empty(target.shape if rest[-1] else 0)

@@ -9,20 +9,23 @@ from torch import Tensor
 from . import compiled, reference
 from .checks import (
     check_inplace,
+    check_label_smoothing,
     check_logit_scale,
-    check_number,
+    check_normalizer,
     check_options,
-    check_row_options,
     check_sample_weight,
+    check_softcap,
     check_stats,
     check_tensors,
+    check_z_loss,
     legacy_reduction,
 )
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats, empty_stats
 from .row_loss import row_loss
-from .transforms import in_transform
+from .transforms import in_transform, is_traced
 
+NO_STATS: frozenset[str] = frozenset()
 STATS = ("lse", "entropy", "target_logprob", "prediction", "correct")
 
 
@@ -218,8 +221,10 @@ def _loss_and_stats(
     wanted: tuple[str, ...],
 ) -> tuple[Tensor, Stats]:
     n_cols = check_tensors(input, target, weight)
-    check_options(target, ignore_index, reduction, label_smoothing, loss_dtype)
-    check_row_options(z_loss, softcap, reduction, normalizer)
+    check_options(target, ignore_index, reduction, loss_dtype)
+    eps, zeta = check_label_smoothing(label_smoothing, input), check_z_loss(z_loss, input)
+    cap, scale = check_softcap(softcap, input), check_logit_scale(logit_scale, input)
+    divisor = check_normalizer(normalizer, reduction, input)
     if not isinstance(ignore_index, int):  # numpy's
         ignore_index = int(ignore_index)
     class_dim = 0 if input.dim() == 1 else 1
@@ -227,26 +232,17 @@ def _loss_and_stats(
     logits = _rows(input, class_dim, n_cols)
     inplace = inplace and torch.is_grad_enabled() and input.requires_grad
     if inplace:
-        check_inplace(input, logits, weight, logit_scale)
+        read = {"target": target, "sample_weight": sample_weight, "normalizer": normalizer}
+        check_inplace(input, logits, weight, logit_scale, **read)
     soft = target.is_floating_point()
     y = _rows(target, class_dim, n_cols) if soft else target if target.dim() == 1 else target.reshape(-1)
     if loss_dtype is None:
-        autocast = torch.is_autocast_enabled(input.device.type)
-        loss_dtype = torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype
-
-    scale = check_logit_scale(logit_scale, input)
-    divisor = None if normalizer is None else check_number("normalizer", normalizer, input)
+        autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
+        loss_dtype = torch.promote_types(input.dtype, torch.float32 if autocast else y.dtype if soft else input.dtype)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, input, target, shape).reshape(-1)
     inputs = Inputs(logits, y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
-    options = Options(
-        ignore_index,
-        reduction,
-        _float(label_smoothing),
-        _float(z_loss),
-        None if softcap is None else _float(softcap),
-        1.0 if isinstance(scale, Tensor) else scale,
-    )
+    options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
     if divisor is not None:
         inputs = inputs._replace(normalizer=_as_vector(divisor, logits))
     loss, stats = _of_rows(inputs, options, loss_dtype, inplace, wanted)
@@ -259,9 +255,9 @@ def _of_rows(
     kernel_stats = frozenset("prediction" if name == "correct" else name for name in wanted)
     soft = inputs.target.is_floating_point()
     grad = torch.is_grad_enabled()
-    compiling = torch.compiler.is_compiling()
+    traced = is_traced(*inputs)
     by_reference = in_transform(*inputs)
-    for tensor in (inputs.weight if soft else None, inputs.logit_scale if soft or compiling else None):
+    for tensor in (inputs.weight if soft else None, inputs.logit_scale if soft or traced else None):
         by_reference = by_reference or (grad and tensor is not None and tensor.requires_grad)
     if inputs.logits.shape[1] and by_reference:
         loss = reference.softmax_xent(inputs, options).to(loss_dtype)
@@ -280,8 +276,10 @@ def _of_rows(
             found = {name: x for name, x in stats._asdict().items() if x is not None}
             stats = Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
         return _reduced(loss, inputs, options).to(loss_dtype), stats
-    if compiling:
-        loss, stats = _traceable(inputs, options, kernel_stats)
+    if traced:
+        loss, stats = compiled.row_loss(inputs, options, kernel_stats if not soft else NO_STATS)
+        if soft and wanted:
+            stats = compiled.row_loss(_without_target(inputs), _without_loss(options), kernel_stats)[1]
         return loss.to(loss_dtype), stats
     if not soft:
         return row_loss(inputs, options, loss_dtype, inplace, kernel_stats)
@@ -320,24 +318,6 @@ def _reduced(loss: Tensor, inputs: Inputs, options: Options) -> Tensor:
         else:
             n = sum_of_weights(inputs.target, inputs.weight, options.ignore_index, loss.dtype)
     return loss.sum() / n
-
-
-def _traceable(inputs: Inputs, options: Options, wanted: frozenset[str]) -> tuple[Tensor, Stats]:
-    """The loss for torch.compile to trace: registered operators, and torch operations that it can fuse."""
-    rows = inputs._replace(sample_weight=None)
-    names = [name for name in Stats._fields if name in wanted]
-    if not inputs.target.is_floating_point():
-        loss, *found = compiled.row_loss_and_stats(inputs, options, names)
-    else:
-        loss, found = compiled.soft_loss(inputs, options), []
-        if names:
-            _, *found = compiled.row_loss_and_stats(_without_target(inputs), _without_loss(options), names)
-    return _reduced(loss, rows, options), Stats(**dict(zip(names, found, strict=True)))
-
-
-def _float(number: float) -> float:
-    """Of numpy's numbers and integers too. While compiling a float is a symbol, which float() would fix."""
-    return number if isinstance(number, float) else float(number)
 
 
 def _as_vector(value: float | Tensor, logits: Tensor) -> Tensor:

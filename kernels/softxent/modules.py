@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .functional import fused_softmax_xent
 
+torch.fx.wrap("fused_softmax_xent")  # one call in a symbolic trace
+
 
 class FusedSoftmaxXent(nn.CrossEntropyLoss):
     """nn.CrossEntropyLoss(weight, size_average, ignore_index, reduce, reduction, label_smoothing), fused, and more:
@@ -36,6 +38,11 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.z_loss, self.softcap = z_loss, softcap
+        if isinstance(logit_scale, Tensor) and not logit_scale.is_leaf:
+            raise ValueError(
+                "logit_scale is computed from something else, of which the module would keep one value and its graph: "
+                "pass it to forward, or keep a parameter"
+            )
         if isinstance(logit_scale, Tensor) and not isinstance(logit_scale, nn.Parameter):
             self.register_buffer("logit_scale", logit_scale)
         else:
@@ -48,8 +55,13 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
         target: Tensor,
         sample_weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
     ) -> Tensor:
-        """sample_weight, normalizer: of this batch, as for `fused_softmax_xent`."""
+        """The loss of logits (N, C), (C) or (N, C, d1, ...) against class indices or probabilities.
+
+        sample_weight, normalizer: of this batch, as for `fused_softmax_xent`. logit_scale: in the place of the module's,
+        such as the exponential of a parameter of the model.
+        """
         return fused_softmax_xent(
             input,
             target,
@@ -59,11 +71,16 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             softcap=self.softcap,
-            logit_scale=self.logit_scale,
+            logit_scale=self.logit_scale if logit_scale is None else logit_scale,
             sample_weight=sample_weight,
             normalizer=normalizer,
             loss_dtype=self.loss_dtype,
             inplace=self.inplace,
+        )
+
+    def __prepare_scriptable__(self) -> None:  # torch.jit.script asks for it
+        raise NotImplementedError(
+            "torch.jit.script does not take FusedSoftmaxXent: use torch.compile or torch.export, or script the model alone"
         )
 
     def extra_repr(self) -> str:

@@ -16,16 +16,23 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
+    """Numbers may be tensors [] on the device of the logits, where the kernels load them; but not logit_scale."""
+
     ignore_index: int = -100
     reduction: str = "mean"
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    softcap: float | None = None
+    label_smoothing: float | Tensor = 0.0
+    z_loss: float | Tensor = 0.0
+    softcap: float | Tensor | None = None
     logit_scale: float = 1.0
 
     def maps(self, inputs: Inputs) -> bool:
         """Whether the softmax is one of other numbers than the logits."""
         return self.softcap is not None or self.logit_scale != 1 or inputs.logit_scale is not None
+
+
+def is_given(number: float | Tensor | None, neutral: float = 0.0) -> bool:
+    """Whether it may change anything: a tensor may, for its value is not looked at."""
+    return isinstance(number, Tensor) or (number is not None and number != neutral)
 
 
 class Stats(NamedTuple):

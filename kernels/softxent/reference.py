@@ -34,7 +34,7 @@ likewise.
 import torch
 from torch import Tensor
 
-from .options import Inputs, Options, Stats
+from .options import Inputs, Options, Stats, is_given
 from .transforms import in_transform
 
 
@@ -43,7 +43,7 @@ def coefficients(
     n_cols: int,
     weight: Tensor | None,  # [n_cols]
     ignore_index: int,
-    label_smoothing: float,
+    label_smoothing: float | Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """c, the target rows [n_rows, n_cols], in `dtype`."""
@@ -128,7 +128,7 @@ def row_loss(inputs: Inputs, options: Options) -> Tensor:
     # z_k's own gap is 0 whatever z_k is: selected out too, or autograd would add 1 and -1 to a gradient of 1e-18.
     spread = torch.where(is_max | (c == 0), 0, c * (m - z)).sum(1)
     loss = c.sum(1) * log_d + spread
-    if options.z_loss:
+    if is_given(options.z_loss):
         v = counts(inputs, options, z.dtype)
         loss = loss + torch.where(v == 0, 0, options.z_loss * v * (m[:, 0] + log_d) ** 2)
     if inputs.sample_weight is not None:

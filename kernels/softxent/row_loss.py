@@ -53,7 +53,7 @@ class RowLoss(torch.autograd.Function):
         logits = inputs.logits
         ctx.module = module = implementation(logits, inputs.target)
         if inputs.target.numel() == 0:
-            loss, stats, kept = _loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
+            loss, stats, kept = loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
         else:
             loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
         if needs_grad:
@@ -92,7 +92,7 @@ class RowLoss(torch.autograd.Function):
             inputs = inputs._replace(logits=ctx.kept[0])
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
         if higher_order and inputs.target.numel():
-            dlogits, dtarget, dscale = _gradients_by_reference(dloss, dstats, inputs, options)
+            dlogits, dtarget, dscale = gradients_by_reference(dloss, dstats, inputs, options)
             return dlogits, dtarget, None, None, None, dscale, None
         dtarget = None
         if inputs.target.numel() == 0 or not given:
@@ -129,7 +129,7 @@ def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor
     return (total / scale).to(scale.dtype)
 
 
-def _gradients_by_reference(
+def gradients_by_reference(
     dloss: Tensor | None, dstats: Stats, inputs: Inputs, options: Options
 ) -> tuple[Tensor | None, ...]:
     """Of the logits, the target and the scale, by torch operations, which may be recorded or batched."""
@@ -153,7 +153,7 @@ def _gradients_by_reference(
     return tuple(next(found) if x is not None and x.requires_grad else None for x in (z, t, s))
 
 
-def _loss_of_nothing(inputs: Inputs, options: Options) -> Tensor:
+def loss_of_nothing(inputs: Inputs, options: Options) -> Tensor:
     rows = inputs.logits.new_zeros(len(inputs.logits), dtype=torch.promote_types(inputs.logits.dtype, torch.float32))
     if options.reduction == "none":
         return rows

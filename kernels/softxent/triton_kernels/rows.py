@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
-from ..options import Inputs, Options, Stats, empty_stats
+from ..options import Inputs, Options, Stats, empty_stats, is_given
 from . import mean, narrow_rows, wide_row
 from .common import Cotangents, Extras, Outputs, Strides
 
@@ -170,13 +170,13 @@ def _norms(norm: Tensor | int | None, inputs: Inputs) -> int:
 def _numbers(inputs: Inputs, options: Options) -> Extras:
     """Numbers as they are, but for float64 logits as tensors, since a kernel's number is a float32."""
     values: list[Any] = [
-        options.label_smoothing or None,
-        options.z_loss or None,
+        options.label_smoothing if is_given(options.label_smoothing) else None,
+        options.z_loss if is_given(options.z_loss) else None,
         options.softcap,
         None if options.logit_scale == 1 else options.logit_scale,
     ]
     if inputs.logits.dtype == torch.float64:
-        values = [None if x is None else inputs.logits.new_full((), x) for x in values]
+        values = [inputs.logits.new_full((), x) if isinstance(x, float) else x for x in values]
     if inputs.logit_scale is not None:
         values[3] = inputs.logit_scale
     return Extras(*values)
@@ -258,7 +258,7 @@ def launch_rows(
 def _is_plain(inputs: Inputs, options: Options, cotangents: Cotangents, outputs: Outputs) -> bool:
     """Whether a thread sums nothing but exponentials."""
     summed = outputs.entropy, outputs.prediction, cotangents.entropy
-    return not options.label_smoothing and options.softcap is None and all(x is None for x in summed)
+    return not is_given(options.label_smoothing) and options.softcap is None and all(x is None for x in summed)
 
 
 def _is_soft(inputs: Inputs) -> bool:
@@ -297,11 +297,13 @@ def _small_batch(
     )
 
 
-@cache
 def warp_size() -> int:
-    """Threads of a warp on the GPU that Triton compiles for."""
-    if triton.knobs.runtime.interpret:
-        return 32
+    """Threads of a warp on the current GPU."""
+    return 32 if triton.knobs.runtime.interpret else _warp_size(triton.runtime.driver.active.get_current_device())
+
+
+@cache  # for each: one machine may have two kinds
+def _warp_size(gpu: int) -> int:
     size: int = triton.runtime.driver.active.get_current_target().warp_size
     return size
 

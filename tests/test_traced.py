@@ -1,0 +1,89 @@
+"""Under FakeTensorMode, make_fx and on the meta device, where F.cross_entropy works."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from softxent import fused_softmax_xent, fused_softmax_xent_with_stats
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0, "logit_scale": 2.0, "normalizer": 3},
+    {"reduction": "none"},
+)
+TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
+
+
+def step(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    """Loss and gradient."""
+    z = logits.detach().clone().requires_grad_()
+    loss = fused_softmax_xent(z, target, **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+
+
+def with_stats(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    z = logits.detach().clone().requires_grad_()
+    found = fused_softmax_xent_with_stats(z, target, stats=("entropy", "prediction"))
+    assert found.entropy is not None and found.prediction is not None
+    return found.loss.detach(), found.prediction, torch.autograd.grad(found.loss + found.entropy.sum(), z)[0]
+
+
+def second_derivative(logits: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    z = logits.detach().clone().requires_grad_()
+    (grad,) = torch.autograd.grad(fused_softmax_xent(z, target), z, create_graph=True)
+    return torch.autograd.grad(grad.pow(2).sum(), z)
+
+
+STEPS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    *((step, options) for options in OPTIONS),
+    (with_stats, {}),
+    (second_derivative, {}),
+)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_records_what_gives_the_same(path: str, device: torch.device, mode: str, kind: str) -> None:
+    logits, target = torch.randn(6, 5, device=device), TARGETS[kind].to(device)
+    for run, options in STEPS:
+        graph = make_fx(lambda z, y: run(z, y, **options), tracing_mode=mode)(logits, target)  # noqa: B023
+        torch.testing.assert_close(graph(logits * 2, target), run(logits * 2, target, **options))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_tensors_without_data_have_the_shapes_and_dtypes_of_real_ones(
+    path: str, device: torch.device, where: str, kind: str
+) -> None:
+    logits, target = torch.randn(6, 5, device=device), TARGETS[kind].to(device)
+    for run, options in STEPS:
+        expected = [(x.shape, x.dtype) for x in run(logits, target, **options)]
+        if where == "meta":
+            found = run(logits.to("meta"), target.to("meta"), **options)
+        else:
+            with FakeTensorMode() as fake:
+                found = run(fake.from_tensor(logits), fake.from_tensor(target), **options)
+        assert [(x.shape, x.dtype) for x in found] == expected
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "logit_scale"])
+def test_operators_take_no_number_that_a_cuda_graph_would_keep(path: str, device: torch.device, name: str) -> None:
+    """Each number is a tensor on the device of the logits, made in the graph from an input of it."""
+
+    def op(logits: Tensor, target: Tensor, number: Tensor) -> Tensor:
+        return fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
+
+    logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
+    number = torch.tensor(0.5, device=device)
+    graph = make_fx(op)(logits, target, number)
+    (call,) = (node for node in graph.graph.nodes if "softxent" in str(node.target))
+    (tensor,) = call.args[5]
+    assert isinstance(tensor, torch.fx.Node) and not any(isinstance(x, float) for x in call.args)
+    for value in (0.5, 0.25):
+        number.fill_(value)
+        expected = fused_softmax_xent(logits, target, **{name: value})  # type: ignore[arg-type]
+        torch.testing.assert_close(graph(logits, target, number), expected)
