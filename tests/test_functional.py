@@ -738,17 +738,17 @@ def test_a_wrapper_of_a_tensor_is_refused_by_name(path: str) -> None:
             return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined, no-any-return]
 
         def __init__(self, inner: Tensor) -> None:
-            self.inner = inner
+            self.inside = inner
 
         def __tensor_flatten__(self) -> Any:
-            return ["inner"], None
+            return ["inside"], None
 
         @staticmethod
         def __tensor_unflatten__(inner: Any, meta: Any, size: Any, stride: Any) -> "Wrapper":
-            return Wrapper(inner["inner"])
+            return Wrapper(inner["inside"])
 
         @classmethod
-        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
             raise AssertionError(func)
 
     with pytest.raises(NotImplementedError, match=r"input is a Wrapper.* pass a plain tensor.*to_local"):
@@ -788,7 +788,7 @@ BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "smoothing type": (
         (X, Y),
         {"label_smoothing": "a"},
-        "label_smoothing must be a number or a tensor of one, not str",
+        "label_smoothing must be a number or a tensor",
     ),
     "ignore_index type": ((X, Y), {"ignore_index": 1.5}, "ignore_index must be int, not float"),
     "ignore_index of probabilities": ((X, X), {"ignore_index": 1}, "1 with a target of probabilities"),

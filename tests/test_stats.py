@@ -88,7 +88,7 @@ def test_stats_and_their_gradients_are_as_exact_as_torch(
         digits = roundings_of_softmax(logits, **options)  # type: ignore[arg-type]
         for i, name in enumerate(REAL):
             ours, right = getattr(found, name), getattr(exact, name)
-            more = yardstick + (2 if options else 0)
+            more: float = yardstick + (2 if options else 0)
             assert_as_exact_as_torch(ours, torchs[i].to(ours.dtype), right, name, more, digits)
             cotangent = torch.linspace(-1, 2, shape[0], dtype=torch.float64, device=device)
             grads = [

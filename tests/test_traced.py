@@ -47,7 +47,7 @@ STEPS: tuple[tuple[Any, dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx_records_what_gives_the_same(path: str, device: torch.device, mode: str, kind: str) -> None:
+def test_make_fx_records_what_gives_the_same(path: str, device: torch.device, mode: Any, kind: str) -> None:
     logits, target = torch.randn(6, 5, device=device), TARGETS[kind].to(device)
     for run, options in STEPS:
         graph = make_fx(lambda z, y: run(z, y, **options), tracing_mode=mode)(logits, target)  # noqa: B023

@@ -80,16 +80,16 @@ class Traced(torch.autograd.Function):
             return None, torch.where(made == 0, made, made * dloss), *[None] * (4 + len(given.split()))
         logits, target, *rest = ctx.saved_tensors
         pairs = [(name, dx) for name, dx in zip(names.split(), grads[1:], strict=True) if name in DIFFERENTIABLE]
-        tensors, arguments = (target, *rest[:3], list(rest[3:])), (ignore_index, reduction, given)
+        arguments: Any = (target, *rest[:3], list(rest[3:]), ignore_index, reduction, given)
         if not torch.compiler.is_compiling() and in_higher_order_backward(dloss):
-            inputs, options = _unpacked(logits, *tensors, *arguments)
+            inputs, options = _unpacked(logits, *arguments)
             dlogits, dtarget, _ = gradients_by_reference(dloss, Stats(**dict(pairs)), inputs, options)
         else:
             dlogits = logits.detach().clone(memory_format=torch.contiguous_format)
             stats = " ".join(name for name, _ in pairs)
             dstats, needs_dtarget = [dx for _, dx in pairs], ctx.needs_input_grad[2]
             backward = torch.ops.softxent.row_loss_backward_
-            dtarget = backward(dlogits, dloss, dstats, *tensors, *arguments, stats, needs_dtarget)
+            dtarget = backward(dlogits, dloss, dstats, *arguments, stats, needs_dtarget)
             dtarget = dtarget if needs_dtarget else None
         return None, dlogits, dtarget, *[None] * (3 + len(given.split()))
 

@@ -79,7 +79,8 @@ def fused_softmax_xent(
         reduction: "none" for the loss of each row in the shape of `input` without its class dimension; "sum"; or
             "mean", which divides the sum by that of the targets' weights, or by the number of rows for probabilities,
             and is NaN where there is nothing to divide by.
-        label_smoothing: eps in [0, 1].
+        label_smoothing: eps in [0, 1]. It and the numbers below may be tensors of one: on the CPU their value is taken,
+            on the device of the logits the kernels load it, unchecked, so that a CUDA graph sees every change.
         z_loss: at least 0; holds lse near 0 (Chowdhery et al., 2022, "PaLM": 1e-4). A row's counts as often as the
             row does in the mean: w[y_i] times; once for probabilities.
         softcap: above 0, or None: bounds the logits smoothly (Gemma Team, 2024, "Gemma 2": 30). A logit of -inf

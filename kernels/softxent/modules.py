@@ -59,8 +59,8 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
     ) -> Tensor:
         """The loss of logits (N, C), (C) or (N, C, d1, ...) against class indices or probabilities.
 
-        sample_weight, normalizer: of this batch, as for `fused_softmax_xent`. logit_scale: in the place of the module's,
-        such as the exponential of a parameter of the model.
+        sample_weight, normalizer: of this batch, as for `fused_softmax_xent`. logit_scale: in the place of the
+        module's, such as the exponential of a parameter of the model.
         """
         return fused_softmax_xent(
             input,
@@ -80,7 +80,7 @@ class FusedSoftmaxXent(nn.CrossEntropyLoss):
 
     def __prepare_scriptable__(self) -> None:  # torch.jit.script asks for it
         raise NotImplementedError(
-            "torch.jit.script does not take FusedSoftmaxXent: use torch.compile or torch.export, or script the model alone"
+            "torch.jit.script does not take FusedSoftmaxXent: use torch.compile or torch.export, or script without it"
         )
 
     def extra_repr(self) -> str:

@@ -41,10 +41,10 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
     torchs = torch.compiler.is_compiling() or not dispatch.uses_kernels(z)  # a compiler fuses its own with the rest
     if torchs or z.dim() == 0 or z.numel() == 0 or in_transform(z):
-        out = torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
+        p = torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
         if z.dtype != torch.float32 or z.device.type != "cpu" or z.dim() == 0 or z.shape[dim] <= MANY:
-            return out
-        return out - out.logsumexp(dim, keepdim=True) if log else out / out.sum(dim, keepdim=True)
+            return p
+        return p - p.logsumexp(dim, keepdim=True) if log else p / p.sum(dim, keepdim=True)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
     return out.reshape(rows.shape).movedim(-1, dim)

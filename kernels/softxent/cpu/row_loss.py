@@ -237,7 +237,7 @@ def _step(
     inputs, options, y, skipped = rows
     logits, n_cols = inputs.logits, inputs.logits.shape[1]
     w = inputs.weight
-    eps, y = options.label_smoothing, y[:, None]
+    eps, y = float(options.label_smoothing), y[:, None]
     if rows.mapped or logits.dtype != p.dtype:
         z = rows.z(logits, p.dtype, p)
     else:
