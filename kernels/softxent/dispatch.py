@@ -32,6 +32,11 @@ def implementation(logits: torch.Tensor, target: torch.Tensor) -> Any:
     return cpu_module("soft_target" if target.is_floating_point() else "row_loss")
 
 
+def softmax_of(z: torch.Tensor) -> Any:
+    """The module that serves softmax."""
+    return kernel_module("softmax") if uses_kernels(z) else cpu_module("softmax")
+
+
 @cache
 def cpu_module(name: str) -> Any:
     """The module softxent.cpu.<name>."""

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import DTYPES
-from .transforms import in_higher_order_backward, in_transform
+from .transforms import in_higher_order_backward, in_transform, is_traced
 
-MANY = 1 << 14  # values in a row: of more, torch's own on a CPU sums to 1 only to some hundred roundings of float32
+# Values in a row: of more, torch sums the exponentials in a few long chains on a CPU, and a softmax to 1 only to some
+# hundred roundings of float32.
+MANY = 1 << 14
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
@@ -39,12 +41,10 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
     z = input if dtype is None else input.to(dtype)
     if z.dtype not in DTYPES:
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
-    torchs = torch.compiler.is_compiling() or not dispatch.uses_kernels(z)  # a compiler fuses its own with the rest
-    if torchs or z.dim() == 0 or z.numel() == 0 or in_transform(z):
-        p = torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
-        if z.dtype != torch.float32 or z.device.type != "cpu" or z.dim() == 0 or z.shape[dim] <= MANY:
-            return p
-        return p - p.logsumexp(dim, keepdim=True) if log else p / p.sum(dim, keepdim=True)
+    wide = z.dtype == torch.float32 and z.device.type == "cpu" and z.dim() > 0 and z.shape[dim] > MANY
+    ours = (dispatch.uses_kernels(z) or wide) and not is_traced(z)  # a compiler fuses its own with the rest
+    if not ours or z.dim() == 0 or z.numel() == 0 or in_transform(z):
+        return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
     return out.reshape(rows.shape).movedim(-1, dim)
@@ -53,7 +53,8 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
 class Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, log: bool) -> Tensor:
-        out: Tensor = dispatch.kernel_module("softmax").forward(z, log)
+        ctx.module = dispatch.softmax_of(z)
+        out: Tensor = ctx.module.forward(z, log)
         ctx.save_for_backward(out)
         ctx.log = log
         return out
@@ -66,4 +67,4 @@ class Softmax(torch.autograd.Function):
             formula = reference.log_softmax_gradient if ctx.log else reference.softmax_gradient
             acc = torch.promote_types(out.dtype, torch.float32)
             return formula(dout.to(acc), out.to(acc)).to(out.dtype), None
-        return dispatch.kernel_module("softmax").backward(dout, out, ctx.log), None
+        return ctx.module.backward(dout, out, ctx.log), None
