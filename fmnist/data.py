@@ -18,6 +18,7 @@ arXiv:1708.07747. MIT licence.
 import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def load(
             raise UserError("--data sample with --require-full-data: " + HOW_TO_SUPPLY.format(cache=cache_dir()))
         return _sample()
     if directory:
-        return _read(_folder_with_files(Path(directory)), directory, SHA256)
+        return _read(_folder_with_files(Path(os.path.expanduser(directory))), directory, SHA256)
 
     cache = cache_dir()
     if _has_files(cache):
@@ -101,6 +102,8 @@ def load(
     if _has_files(DEBIAN_DIR):
         return _read(DEBIAN_DIR, str(DEBIAN_DIR), SHA256)
 
+    if not _can_keep(cache, log):
+        return _without_the_rest(cache, require_full)
     archives = [f"{name}.gz" for name in SHA256]
     for fetch_from in (fetch.from_mirrors, fetch.from_debian):
         try:
@@ -110,6 +113,25 @@ def load(
         except (UserError, OSError) as error:
             log(f"data: {error}")
 
+    return _without_the_rest(cache, require_full)
+
+
+def _can_keep(cache: Path, log: Callable[[str], None]) -> bool:
+    """Whether what is fetched can be written to the cache; if not, say what does it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache) as file:
+            file.write(bytes(1 << 12))
+    except OSError as error:
+        log(
+            f"data: not fetched, as it cannot be kept in {cache}: {error.strerror}. "
+            "Set XDG_CACHE_HOME to a folder that can be written, or give --data DIR with the files in it"
+        )
+        return False
+    return True
+
+
+def _without_the_rest(cache: Path, require_full: bool) -> FashionMNIST:
     if require_full:
         raise UserError("Fashion-MNIST is not to be had here.\n" + HOW_TO_SUPPLY.format(cache=cache))
     return _sample()
@@ -129,10 +151,10 @@ def cache_dir() -> Path:
 
 
 def _folder_with_files(directory: Path) -> Path:
-    """`directory`, or the folder below it where torchvision keeps the files."""
+    """`directory`, or the folder below it where torchvision keeps the files: its root, or its FashionMNIST."""
     if not directory.is_dir():
         raise UserError(f"the data directory {directory} {'is not one' if directory.exists() else 'does not exist'}")
-    for folder in (directory, directory / "FashionMNIST" / "raw"):
+    for folder in (directory, directory / "raw", directory / "FashionMNIST" / "raw"):
         if _has_files(folder):
             return folder
     missing = ", ".join(f"{name}[.gz]" for name in SHA256 if _find(directory, name) is None)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 CONNECT_SECONDS = 5
+FILE_SECONDS = 300  # for the whole of a file, of which the largest has 26 MB: a server that drips is left
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("usr/share/datasets/fashion-mnist")
 
@@ -48,11 +50,15 @@ def from_mirrors(names: list[str], folder: Path, verify: Verify, mirrors: tuple[
 def _download(url: str, path: Path, verify: Verify) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
-        size = response.headers.get("Content-Length")
-        with _atomic(path) as temporary, open(temporary, "wb") as file, _progress(path.name, size) as advance:
-            while block := response.read(1 << 16):
+        size = response.headers.get("Content-Length", "")
+        total = int(size) if size.isdecimal() else None  # for the bar only: the checksum says whether it is whole
+        until = time.monotonic() + FILE_SECONDS
+        with _atomic(path) as temporary, open(temporary, "wb") as file, _progress(path.name, total) as advance:
+            while block := response.read1(1 << 16):  # what has come: `read` would wait for all 64 KiB
                 file.write(block)
                 advance(len(block))
+                if time.monotonic() > until:
+                    raise UserError(f"{path.name} was not there after {FILE_SECONDS} seconds")
             file.flush()
             verify(temporary)
 
@@ -124,15 +130,13 @@ class _atomic:
 class _progress:
     """A progress bar of tqdm's where it is installed; it gives a function that takes the bytes done."""
 
-    def __init__(self, name: str, size: str | None) -> None:
+    def __init__(self, name: str, size: int | None) -> None:
         self.bar: Any = None
         try:
             from tqdm import tqdm
         except ImportError:
             return
-        self.bar = tqdm(
-            desc=name, total=int(size) if size else None, unit="B", unit_scale=True, leave=False, disable=None
-        )
+        self.bar = tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None)
 
     def __enter__(self) -> Callable[[int], object]:
         return self.bar.update if self.bar is not None else lambda n: None

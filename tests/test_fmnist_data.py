@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def test_torchvisions_folder_is_found(tmp_path: Path) -> None:
     assert data.load(str(tmp_path)).complete
 
 
+def test_torchvisions_folder_is_found_when_it_is_named_itself(tmp_path: Path) -> None:
+    fill(tmp_path / "FashionMNIST" / "raw", compressed=False)
+    assert data.load(str(tmp_path / "FashionMNIST")).complete
+
+
+@pytest.mark.parametrize("by", ["variable", "option"])
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """A shell leaves it alone in quotes, and in FMNIST_DATA=~/x of a .env file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill(tmp_path / "x")
+    if by == "variable":
+        monkeypatch.setenv("FMNIST_DATA", "~/x")
+    assert data.load("~/x" if by == "option" else None).complete
+
+
 def test_the_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(data.DEBIAN_DIR)
     assert data.load().source == str(data.DEBIAN_DIR)
@@ -124,7 +140,8 @@ def test_the_sample_is_the_last_resort_and_can_be_refused(tmp_path: Path) -> Non
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[str]:
-    """A server on this machine; its folder truncated/ ends early, other/ has another file, and missing/ none."""
+    """A server on this machine: its folder truncated/ ends early, other/ has another file, missing/ has none, number/
+    says a length that is no number, and drips/ sends a byte now and then."""
     archives = {name: gzip.compress(content) for name, content in zip(NAMES, FILES.values(), strict=True)}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -135,8 +152,15 @@ def mirror(tmp_path: Path) -> Iterator[str]:
                 return
             content = gzip.compress(b"something else") if folder == "other" else archives[name]
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", "many" if folder == "number" else str(len(content)))
             self.end_headers()
+            if folder == "drips":
+                try:
+                    for i in range(200):
+                        self.wfile.write(content[i : i + 1])
+                        time.sleep(0.1)
+                except OSError:  # nobody listens any more
+                    return
             self.wfile.write(content[:-50] if folder == "truncated" and "images" in name else content)
 
         def log_message(self, *_: object) -> None:
@@ -176,6 +200,42 @@ def test_mirrors_that_fail_leave_nothing_behind_and_give_their_reasons(
         mirrors = (f"{mirror}missing/", f"{mirror}truncated/", f"{mirror}other/")
         fetch.from_mirrors(NAMES[:1], tmp_path / "to", data._verify_archive, mirrors)
     assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_length_that_is_no_number_is_left_unread(
+    real_fetch: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str
+) -> None:
+    monkeypatch.setattr(data, "SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()})
+    assert fetch.from_mirrors(NAMES, tmp_path / "to", data._verify_archive, (f"{mirror}number/",))
+    assert data.load(str(tmp_path / "to")).complete
+
+
+def test_a_server_that_drips_is_left_after_the_time_for_a_file(
+    real_fetch: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str
+) -> None:
+    """Each byte comes within the time for an answer, and the last of them after 20 seconds."""
+    monkeypatch.setattr(data, "SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()})
+    monkeypatch.setattr(fetch, "FILE_SECONDS", 0.5, raising=False)
+    began = time.monotonic()
+    mirrors = (f"{mirror}drips/", f"{mirror}good/")
+    assert fetch.from_mirrors(NAMES, tmp_path / "to", data._verify_archive, mirrors) == f"{mirror}good/"
+    assert time.monotonic() - began < 10
+    with pytest.raises(UserError, match=r"drips/: train-images-idx3-ubyte\.gz was not there after 0\.5 seconds"):
+        fetch.from_mirrors(NAMES[:1], tmp_path / "again", data._verify_archive, mirrors[:1])
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    lines: list[str] = []
+    assert not data.load(log=lines.append).complete
+    (line,) = lines
+    assert f"cannot be kept in {tmp_path / 'file' / 'softxent'}" in line
+    assert "XDG_CACHE_HOME" in line and "--data DIR" in line
+    with pytest.raises(UserError, match="Three ways"):
+        data.load(require_full=True, log=lines.append)
 
 
 def test_an_interrupted_download_is_never_read_as_whole(tmp_path: Path) -> None:
