@@ -22,7 +22,8 @@ setup(
     package_data={"softxent": ["py.typed"]},
     install_requires=["torch>=2.11", 'triton>=3.6; platform_system == "Linux"', "numpy"],
     extras_require={
-        "fmnist": ["tqdm", "matplotlib", "safetensors"],  # for the training script of the checkout
+        # for the training script of the checkout
+        "fmnist": ["tqdm", "matplotlib", "safetensors", "pillow", "tensorboard"],
         "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis"],
     },
 )

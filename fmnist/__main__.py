@@ -6,28 +6,77 @@ what the user can mend.
 
 import argparse
 import importlib
+import shlex
 import sys
+from typing import NamedTuple
 
-from .command import Parser, exit_code
+from .command import HelpFormatter, Parser, exit_code
 
-# name: (module, what it does)
+
+class Command(NamedTuple):
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+
 COMMANDS = {
-    "train": ("train", "train a model and write runs/<name>/"),
-    "evaluate": ("evaluate", "loss, perplexity, accuracy, calibration and confusion matrix of a checkpoint"),
-    "predict": ("predict", "classes of images, with their probabilities"),
-    "show": ("show", "images with their labels, as a picture or in the terminal"),
-    "data": ("describe", "the data in figures: where, what, and how fast"),
-    "report": ("report", "a run's folder as one page, report.html"),
+    "train": Command(
+        "train",
+        "Train a model and write its folder, runs/<name>/.",
+        (
+            "train --name first",
+            "train --model mlp --validation 5000 --name mlp",
+            "train --config runs/first --lr 0.2 --name second",
+            "train --resume runs/first --epochs 20",
+        ),
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "Measure a checkpoint on the test images: loss, perplexity, accuracy, calibration and confusion matrix.",
+        ("evaluate --checkpoint runs/first", "evaluate --checkpoint runs/first --output confusion.png"),
+    ),
+    "predict": Command(
+        "predict",
+        "Print the classes of images with their probabilities, the likeliest first.",
+        ("predict --checkpoint runs/first", "predict --checkpoint runs/first --resize photo.jpg"),
+    ),
+    "show": Command(
+        "show",
+        "Show images with their labels, as a picture or in the terminal.",
+        ("show --text", "show --split test --start 100 --count 40", "show --export shirt.png --start 7"),
+    ),
+    "data": Command(
+        "describe",
+        "Print the data in figures: where they are, what they are, and how fast they are read.",
+        ("data",),
+    ),
+    "compare": Command(
+        "compare",
+        "Put several runs over each other, as a table and as a picture of their curves.",
+        ("compare runs/first runs/second",),
+    ),
+    "report": Command("report", "Make a run's page, report.html, from its folder.", ("report runs/first",)),
 }
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """With the arguments of `command` only: the others stay unimported."""
-    parser = Parser(prog="python -m fmnist", description="Fashion-MNIST, classified through softxent's fused op.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, summary) in COMMANDS.items():
-        shown = argparse.ArgumentDefaultsHelpFormatter
-        subparser = commands.add_parser(name, help=summary, description=summary, formatter_class=shown)
+    parser = Parser(
+        prog="python -m fmnist",
+        description="Fashion-MNIST, classified through softxent's fused op.",
+        epilog="Each command says more: python -m fmnist train --help",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="Print the versions and the commit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, (module, summary, examples) in COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog="examples:\n" + "\n".join(f"  python -m fmnist {example}" for example in examples),
+            formatter_class=HelpFormatter,
+        )
         if name == command:
             importlib.import_module(f".{module}", __package__).add_arguments(subparser)
     return parser
@@ -40,9 +89,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    arguments = _parser(argv[0] if argv else None).parse_args(argv)
-    module, _ = COMMANDS[arguments.command]
-    importlib.import_module(f".{module}", __package__).run(arguments)
+    parser = _parser(argv[0] if argv else None)
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        from .versions import line
+
+        print(line())
+    elif arguments.command is None:
+        parser.print_help()
+    else:
+        arguments.command_line = f"python -m fmnist {shlex.join(argv)}"
+        importlib.import_module(f".{COMMANDS[arguments.command].module}", __package__).run(arguments)
 
 
 if __name__ == "__main__":

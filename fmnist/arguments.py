@@ -25,6 +25,7 @@ def _number(kind: type, holds: Callable[[Any], bool], what: str) -> Callable[[st
     return parse
 
 
+whole = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
 positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 at_least_0 = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
@@ -38,22 +39,22 @@ def run_or_checkpoint(text: str) -> Path:
     return path / checkpoint.FILE if path.is_dir() else path
 
 
-def add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
-    help = "where to compute; auto: a CUDA GPU if there is one"
+def add_device(parser: argparse._ActionsContainer, default: str = "auto") -> None:
+    help = "Where to compute; auto is a CUDA GPU if there is one, else the CPU"
     parser.add_argument("--device", choices=device.CHOICES, default=default, help=help)
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with the four IDX files, .gz or not, or 'sample' for the embedded sample; if not given: "
+        help="The folder with the four IDX files, .gz or not, or 'sample' for 2,500 embedded images; if absent: "
         "$FMNIST_DATA, our cache, Debian's package, the net",
     )
-    parser.add_argument("--require-full-data", action="store_true", help="refuse the embedded sample")
+    parser.add_argument("--require-full-data", action="store_true", help="Refuse the embedded sample")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    help = "model.safetensors of a run, or the run's folder"
+    help = "The folder of a run, or its model.safetensors"
     parser.add_argument("--checkpoint", type=run_or_checkpoint, required=True, help=help)
-    parser.add_argument("--model", choices=MODELS, help="refuse a checkpoint of another model")
+    parser.add_argument("--model", choices=MODELS, help="Refuse a checkpoint of another model")

@@ -34,4 +34,9 @@ def load(path: Path, expect: str | None = None) -> tuple[str, nn.Module]:
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise UserError(f"{path}: its weights do not fit the model {name!r}: {why}") from error
+    damaged = [name for name, x in tensors.items() if not x.isfinite().all()]
+    if damaged:
+        raise UserError(
+            f"{path}: values of {', '.join(damaged)} are no numbers: the file is damaged, or the training diverged"
+        )
     return name, model

@@ -10,6 +10,14 @@ from typing import NoReturn
 from .errors import Interrupted, UserError
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description and the examples as they are written, and each option's default where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, False, argparse.SUPPRESS) or not action.option_strings
+        return action.help if told else f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """One line for bad input, as for a UserError. The usage is a --help away."""
 
@@ -20,7 +28,8 @@ class Parser(argparse.ArgumentParser):
 def exit_code(act: Callable[[], None]) -> int:
     """Do it: 0, or 2 after a UserError, 130 after Ctrl-C, 1 where nobody reads on. argparse's SystemExit passes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # each epoch is seen when it is done, in a pipe too
+        # Each epoch is seen when it is done, in a pipe too, and a name that the terminal cannot show is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         act()
     except UserError as error:

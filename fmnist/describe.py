@@ -19,7 +19,7 @@ SECONDS = 0.5  # of timing the batcher
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_data(parser)
-    help = "of the batcher that is timed"
+    help = "How many images a batch has that is timed"
     parser.add_argument("--batch-size", type=positive_int, default=BATCH_SIZE, metavar="N", help=help)
 
 

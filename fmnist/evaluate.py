@@ -12,7 +12,7 @@ from .loop import Split, logits_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     take.add_checkpoint(parser)
-    help = "the confusion matrix as a picture; if not given: confusion.png beside the checkpoint"
+    help = "Draw the confusion matrix as a picture, too"
     parser.add_argument("--output", metavar="FILE", type=Path, help=help)
     take.add_device(parser)
     take.add_data(parser)
@@ -32,9 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for label, accuracy, counts in zip(data.LABELS, found.class_accuracy, found.confusion, strict=True):
         print(f"  {label:<12} {accuracy:.4f} of {counts.sum()}{_mistake(label, counts)}")
-    path = arguments.output or arguments.checkpoint.with_name("confusion.png")
-    plots.confusion(found.confusion.numpy(), data.LABELS, path)
-    print(f"confusion matrix: {path}")
+    print("\nimages by true class (rows) and predicted class (columns, in the same order):")
+    for label, counts in zip(data.LABELS, found.confusion.tolist(), strict=True):
+        print(f"  {label:<12}" + "".join(f"{n:6}" for n in counts))
+    if arguments.output:  # not beside the checkpoint: the picture there is of the run's own test images
+        plots.confusion(found.confusion.numpy(), data.LABELS, arguments.output)
+        print(f"confusion matrix: {arguments.output}")
 
 
 def _mistake(label: str, counts: torch.Tensor) -> str:

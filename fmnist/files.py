@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import UserError
+from .errors import CannotWrite, UserError
 
 
 def require_safetensors() -> Any:
@@ -28,26 +28,25 @@ def require_safetensors() -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write to; what is there in the end replaces `path` in one step, or nothing does if it raises.
 
-    UserError where it cannot be written.
+    CannotWrite where it cannot be written. The name keeps its suffix, by which some libraries choose the format.
     """
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Of any shapes, dtypes and devices. UserError where it cannot be written."""
+    """Of any shapes, dtypes and devices. CannotWrite where it cannot be written."""
     library = require_safetensors()
     with replacing(path) as temporary:
         content = library.torch.save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)

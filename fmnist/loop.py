@@ -5,7 +5,6 @@ The whole dataset is on the device. Nothing is read from the device until an epo
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,12 @@ class Split:
     images: Tensor
     labels: Tensor
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: slice) -> "Split":
+        return Split(self.images[rows], self.labels[rows])
+
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] as [n, 784] float32, and labels as int64."""
         return self.images[rows].flatten(1).float().div_(255), self.labels[rows].long()
@@ -45,9 +50,11 @@ def one_epoch(
     training: Split,
     shuffle: torch.Generator,
     epoch: int,
+    after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> tuple[float, float]:
     """Train for epoch 1, 2, ...; the loss and the accuracy over it, each batch as it was met.
 
+    `after_step` is given each batch's loss, a scalar on the device.
     With mixup the right class of an image is that of its larger part.
     """
     loss_of = LOSSES[config.loss]
@@ -58,7 +65,7 @@ def one_epoch(
     mixed = mixup.weights(config.mixup, len(starts), config.seed, epoch) if config.mixup else None
     losses = torch.zeros(len(starts), device=place)
     right = torch.zeros(len(starts), device=place)
-    for i, start in enumerate(_with_bar(starts, f"epoch {epoch}")):
+    for i, start in enumerate(starts):
         images, labels = training.batch(order[start : start + config.batch_size])
         target = labels
         if mixed:
@@ -73,6 +80,7 @@ def one_epoch(
         optimizer.step()
         losses[i] = loss.detach() * len(labels)
         right[i] = (logits.detach().argmax(1) == labels).sum()
+        after_step(loss.detach())
     return losses.cpu().double().sum().item() / n, right.cpu().double().sum().item() / n
 
 
@@ -95,12 +103,3 @@ def evaluate(
         loss = loss + loss_of(logits, labels, reduction="sum")
         right = right + (logits.argmax(1) == labels).sum()
     return loss.item() / n, right.item() / n
-
-
-def _with_bar(batches: range, title: str) -> Any:
-    """A progress bar on a terminal, if tqdm is installed. It shows what was submitted, and waits for nothing."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return batches
-    return tqdm(batches, desc=title, unit="batch", leave=False, disable=None)

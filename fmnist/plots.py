@@ -2,42 +2,94 @@
 
 import textwrap
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import files
 from .data import LABELS
-from .errors import UserError
+from .errors import CannotWrite, UserError
+
+
+def missing() -> str:
+    """What is not installed and how to get it, or nothing."""
+    return "" if find_spec("matplotlib") else "the pictures need matplotlib: pip install matplotlib"
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the pictures need matplotlib: pip install matplotlib") from error
+    if why := missing():
+        raise UserError(why)
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     return pyplot
 
 
-def curves(epochs: list[dict[str, Any]], title: str, path: Path, loss_unit: str = "cross-entropy (nats)") -> None:
-    """Loss and accuracy, in training and on the test images, from the records of metrics.jsonl.
+def curves(
+    epochs: list[dict[str, Any]],
+    title: str,
+    path: Path,
+    loss_unit: str = "cross-entropy (nats)",
+    softened: bool = False,
+) -> None:
+    """Loss and accuracy, in training and on the images that were measured after each epoch, from metrics.jsonl.
 
-    Training is averaged over the epoch, while the model learns; the test comes after it. So the test may be the better.
+    Training is averaged over the epoch, while the model learns; the other comes after it, and so may be the better.
+    `softened`: training's loss was against smoothed or mixed targets, which is another quantity, on axes of its own.
     """
     pyplot = _pyplot()
     x = [record["epoch"] for record in epochs]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    figure.suptitle(textwrap.fill(title, 110))
-    for axes, quantity, unit in ((left, "loss", loss_unit), (right, "accuracy", "accuracy (share of the images)")):
-        axes.plot(x, [record[f"train_{quantity}"] for record in epochs], "o-", label="training, mean over the epoch")
-        axes.plot(x, [record[f"test_{quantity}"] for record in epochs], "s--", label="test, after the epoch")
-        axes.set(xlabel="epoch", ylabel=unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    measured = "validation" if "validation_loss" in epochs[-1] else "test"
+    training = ("train", "o-", "training, mean over the epoch")
+    after = (measured, "s--", f"{measured}, after the epoch")
+    panels: list[tuple[str, str, tuple[tuple[str, str, str], ...]]] = [
+        ("loss", loss_unit, (training, after)),
+        ("accuracy", "accuracy (share of the images)", (training, after)),
+    ]
+    if softened:
+        panels[:1] = [
+            ("loss", f"{loss_unit}, against softened targets", (training,)),
+            ("loss", f"{loss_unit}, against the labels", (after,)),
+        ]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout="constrained")
+    figure.suptitle(textwrap.fill(title, 55 * len(panels)))
+    for axis, (quantity, unit, lines) in zip(axes, panels, strict=True):
+        for split, style, label in lines:
+            color = "C0" if split == "train" else "C1"
+            axis.plot(x, [record[f"{split}_{quantity}"] for record in epochs], style, color=color, label=label)
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
+def overlay(runs: dict[str, list[dict[str, Any]]], units: dict[str, str], path: Path) -> None:
+    """The curves of several runs over each other: their epochs by name, and the unit of each one's loss by name.
+
+    Dashed in training, solid on the images that were measured after each epoch. Losses of a kind share axes.
+    """
+    pyplot = _pyplot()
+    kinds = list(dict.fromkeys(units.values()))
+    figure, axes = pyplot.subplots(1, len(kinds) + 1, figsize=(5 * len(kinds) + 5, 4.4), layout="constrained")
+    for i, (name, epochs) in enumerate(runs.items()):
+        x = [record["epoch"] for record in epochs]
+        measured = "validation" if "validation_loss" in epochs[-1] else "test"
+        for axis, quantity in ((axes[kinds.index(units[name])], "loss"), (axes[-1], "accuracy")):
+            label = f"{name}, {measured}"
+            axis.plot(x, [record[f"{measured}_{quantity}"] for record in epochs], ".-", color=f"C{i % 10}", label=label)
+            axis.plot(x, [record[f"train_{quantity}"] for record in epochs], "--", color=f"C{i % 10}", alpha=0.5)
+    for axis, unit in zip(axes, [*kinds, "accuracy (share of the images)"], strict=True):
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle("Dashed: in training, mean over the epoch")
     _save(figure, path)
     pyplot.close(figure)
 
@@ -55,6 +107,27 @@ def predictions(images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, p
         axis.set_title(f"{LABELS[label]}\n{LABELS[guess]}", fontsize=8, color="black" if label == guess else "crimson")
     figure.suptitle("Test images: the true label above, the predicted one below, red where wrong")
     figure.tight_layout()
+    _save(figure, path)
+    pyplot.close(figure)
+
+
+def mistakes(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path, count: int = 24) -> None:
+    """The wrong predictions that the model was surest of: images [n, 28, 28], labels [n], probabilities p [n, 10]."""
+    pyplot = _pyplot()
+    predicted, confidence = p.argmax(1), p.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    n_cols, n_rows = 8, max(1, -(-len(surest) // 8))
+    figure, axes = pyplot.subplots(n_rows, n_cols, figsize=(12, 2 * n_rows + 0.5), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, surest, strict=False):
+        axis.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
+        axis.set_title(f"{LABELS[labels[i]]}\n{LABELS[predicted[i]]} {confidence[i]:.3f}", fontsize=8)
+    figure.suptitle(
+        f"Wrong, and sure of it: the {len(surest)} surest of {len(wrong):,} mistakes on {len(labels):,} test images.\n"
+        "The true label above, the predicted one with its probability below"
+    )
     _save(figure, path)
     pyplot.close(figure)
 
@@ -85,14 +158,14 @@ def images(images: np.ndarray, labels: np.ndarray, title: str, path: Path) -> No
     pyplot = _pyplot()
     n_cols = min(8, len(images))
     n_rows = -(-len(images) // n_cols)
-    figure, axes = pyplot.subplots(n_rows, n_cols, figsize=(max(1.3 * n_cols, 4), 1.5 * n_rows + 0.4), squeeze=False)
+    size = (max(1.3 * n_cols, 4), 1.6 * n_rows + 0.8)
+    figure, axes = pyplot.subplots(n_rows, n_cols, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label in zip(axes.flat, images, labels, strict=False):
         axis.imshow(image, cmap="gray_r", vmin=0, vmax=255)
         axis.set_title(LABELS[label], fontsize=9)
-    figure.tight_layout()
     _save(figure, path)
     pyplot.close(figure)
 
@@ -121,8 +194,7 @@ def _save(figure: Any, path: Path) -> None:
     if not path.suffix:  # matplotlib would write to another name
         raise UserError(f"cannot write {path}: its name must end in .png, .svg or .pdf")
     try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        with files.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     except ValueError as error:  # a suffix that is no format
-        raise UserError(f"cannot write {path}: {error}") from error
+        raise CannotWrite(f"cannot write {path}: {error}") from error

@@ -7,28 +7,31 @@ browser to fetch anything. It is made from the files of the run's folder alone, 
 import argparse
 import base64
 import json
-import os
 import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .errors import UserError
 
 Record = dict[str, Any]
 
 CAPTIONS = {  # in the order in which they appear; other pictures of the folder follow under their file names
-    "curves.png": "Loss and accuracy by epoch: in training while the model learns, on the test images after it",
+    "curves.png": "Loss and accuracy by epoch: in training while the model learns, on other images after it",
     "predictions.png": "Test images: the true label above, the predicted one below",
+    "mistakes.png": "The mistakes that the model is surest of: the true label above, the predicted one below",
     "confusion.png": "Confusion matrix: true classes and what they were taken for, in images",
     "templates.png": "The weights of each class as an image: red pixels speak for the class, blue ones against it",
 }
 COLUMNS = {  # of the table of epochs: the key in metrics.jsonl, the heading, the format
     "epoch": ("epoch", "d"),
-    "lr": ("learning rate in the end", ".4g"),
+    "lr": ("learning rate", ".4g"),
     "train_loss": ("training loss", ".4f"),
     "train_accuracy": ("training accuracy", ".4f"),
+    "validation_loss": ("validation loss", ".4f"),
+    "validation_accuracy": ("validation accuracy", ".4f"),
     "test_loss": ("test loss", ".4f"),
     "test_accuracy": ("test accuracy", ".4f"),
     "seconds": ("seconds", ".2f"),
@@ -37,7 +40,7 @@ COLUMNS = {  # of the table of epochs: the key in metrics.jsonl, the heading, th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="runs/<name>, as train left it")
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="The run's folder, runs/<name>")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,15 +48,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write(folder: Path) -> Path:
-    """Write report.html into the run's folder and return its path. UserError if the folder is none, or unwritable."""
+    """Write report.html into the run's folder and return its path. UserError if that is none or cannot be written."""
     config, records = _read(folder)
     path = folder / "report.html"
-    temporary = folder / "report.html.partial"
-    try:
-        temporary.write_text(page(folder.resolve().name, config, records, pictures(folder)), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    files.write_text(path, page(folder.resolve().name, config, records, pictures(folder)))
     return path
 
 
@@ -91,12 +89,15 @@ def page(name: str, config: Record, records: list[Record], pictures: Iterable[tu
     start: Record = next((record for record in records if record.get("event") == "start"), {})
     epochs = [record for record in records if record.get("event") == "epoch"]
     environment = {key: value for key, value in start.items() if key not in config and key not in ("event", "warning")}
+    end = next((record for record in reversed(records) if record.get("event") == "end"), {})
     later = [record for record in records if record.get("event") not in ("start", "epoch")]
     parts = [
         f"<h1>{escape(name)}</h1>",
+        _subtitle(config, start),
         _warning(start.get("warning"), finished=any(record.get("event") == "end" for record in records)),
-        _headline(epochs),
+        _headline(epochs, end),
         *(_figure(caption, png) for caption, png in pictures),
+        "<h2>Test accuracy of each class</h2>" + _classes(end["class_accuracy"]) if "class_accuracy" in end else "",
         "<h2>Epochs</h2>" + _epochs(epochs) if epochs else "",
         *(f"<h2>{escape(str(record.get('event')).capitalize())}</h2>" + _definitions(record) for record in later),
         "<h2>What was asked for</h2>" + _definitions(config),
@@ -113,15 +114,29 @@ def _warning(warning: str | None, finished: bool) -> str:
     return "".join(f'<p class="warning">{escape(text)}</p>' for text in texts)
 
 
-def _headline(epochs: list[Record]) -> str:
-    """The last epoch's figures, large."""
+def _subtitle(config: Record, start: Record) -> str:
+    """What was trained, and when."""
+    told = [str(config["model"])] if "model" in config else []
+    told += [f"{config['loss']} loss"] if "loss" in config else []
+    told += [f"{key.replace('_', ' ')} {_text(config[key])}" for key in ("lr", "batch_size", "seed") if key in config]
+    if "date" in start:
+        told.append(str(start["date"]).replace("T", " "))
+    return f'<p class="subtitle">{escape(", ".join(told))}</p>' if told else ""
+
+
+def _headline(epochs: list[Record], end: Record) -> str:
+    """The figures in the end, large."""
     if not epochs:
         return "<p>No epoch was finished.</p>"
+    shown = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+    last = epochs[-1] | end
     figures = [
-        (escape(heading), _number(epochs[-1][key], form))
+        (escape(heading), _number(last[key], form))
         for key, (heading, form) in COLUMNS.items()
-        if key in ("epoch", "train_loss", "test_loss", "test_accuracy") and key in epochs[-1]
+        if key in shown and key in last
     ]
+    if "calibration_error" in end:
+        figures.append(("calibration error", _number(end["calibration_error"], ".4f")))
     return '<dl class="figures">' + "".join(f"<div><dt>{h}</dt><dd>{v}</dd></div>" for h, v in figures) + "</dl>"
 
 
@@ -129,6 +144,15 @@ def _figure(caption: str, png: bytes) -> str:
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     text = escape(caption)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _classes(accuracy: Record) -> str:
+    head = '<thead><tr><th scope="col">class</th><th scope="col">accuracy</th></tr></thead>'
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{_number(share, ".4f")}</td></tr>'
+        for name, share in accuracy.items()
+    )
+    return _wide(f'<table class="pairs">{head}<tbody>\n{rows}\n</tbody></table>')
 
 
 def _epochs(epochs: list[Record]) -> str:
@@ -143,9 +167,9 @@ def _epochs(epochs: list[Record]) -> str:
 
 def _definitions(record: Record) -> str:
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{escape(_text(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(key.replace("_", " "))}</th><td>{escape(_text(value))}</td></tr>'
         for key, value in record.items()
-        if key != "event"
+        if key not in ("event", "class_accuracy")
     )
     return _wide(f'<table class="pairs"><tbody>\n{rows}\n</tbody></table>')
 
@@ -186,7 +210,8 @@ TEMPLATE = """<!DOCTYPE html>
 * { box-sizing: border-box }
 body { max-width: 56rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; background: var(--page); color: var(--text);
        font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif }
-h1 { margin: 0 0 1.5rem; font-size: 1.7rem; line-height: 1.2; overflow-wrap: anywhere }
+h1 { margin: 0 0 .5rem; font-size: 1.7rem; line-height: 1.2; overflow-wrap: anywhere }
+.subtitle { margin: 0 0 1.5rem; color: var(--faint) }
 h2 { margin: 2.75rem 0 .75rem; font-size: 1.15rem }
 .warning { padding: .6rem 0 .6rem .9rem; border-left: 4px solid var(--warning); color: var(--warning) }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem 2.75rem; margin: 0 0 2rem }

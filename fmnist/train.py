@@ -2,10 +2,12 @@
 
 runs/<name>/  config.json            what was asked for
               metrics.jsonl          a record of the start, one an epoch, one of the end
+              metrics.csv            the epochs of it, for a spreadsheet
               model.safetensors      the weights after the last epoch (checkpoint.py)
-              resume.safetensors     until the end: what --resume needs (state.py)
+              resume.safetensors     what --resume needs (state.py)
               curves.png             loss and accuracy by epoch
               predictions.png        test images with true and predicted labels
+              mistakes.png           the test images that the model is surest about, and wrong
               confusion.png          test images by true and predicted label
               templates.png          of softmax regression: the weights of each class, as an image
               report.html            all of it as one page (report.py)
@@ -15,122 +17,206 @@ import argparse
 import json
 import math
 import shlex
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import arguments as take
-from . import checkpoint, data, device, files, metrics, plots, records, report, state
+from . import board, checkpoint, config, data, device, files, metrics, plots, records, report, state
 from .config import RECIPES, SCHEDULES, Config, of_model
-from .errors import Interrupted, UserError
+from .errors import CannotWrite, Interrupted, UserError
 from .loop import Split, evaluate, logits_of, one_epoch
 from .losses import LOSSES, UNITS
 from .models import MODELS
+from .progress import Progress
 from .records import Records
 from .state import State
-from .versions import versions
+from .versions import circumstances, versions
 
 __all__ = ["LOSSES", "Config", "Split", "add_arguments", "evaluate", "logits_of", "resume", "run", "train"]
+
+DIVERGED = -math.log(torch.finfo(torch.float32).tiny)  # 87 nats: the labels' probabilities are 0 in float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS  # absent unless given: --resume and the recipes have to know
-    parser.add_argument("--model", choices=MODELS, help=_default("model"))
-    parser.add_argument("--loss", choices=LOSSES, help=f"softxent's, torch's, or squared error; {_default('loss')}")
-    help = "mix the targets with the uniform distribution; "
-    parser.add_argument("--label-smoothing", metavar="EPS", type=take.fraction, help=help + _default("label_smoothing"))
-    help = "train on mixtures of two images, weighed by Beta(ALPHA, ALPHA); 0: none; "
-    parser.add_argument("--mixup", metavar="ALPHA", type=take.at_least_0, help=help + _default("mixup"))
-    help = "of the rate: the same for all steps, or falling to 0; "
-    parser.add_argument("--schedule", choices=SCHEDULES, help=help + _default("schedule"))
-    parser.add_argument("--epochs", type=take.positive_int, help=_default("epochs"))
-    parser.add_argument("--batch-size", type=take.positive_int, help=_default("batch_size"))
-    parser.add_argument("--lr", type=take.positive, help=f"learning rate of SGD; {_default('lr')}")
-    parser.add_argument("--momentum", type=take.fraction, help=f"of SGD, below 1; {_default('momentum')}")
-    parser.add_argument("--seed", type=take.seed, help=f"of the weights and the images' order; {_default('seed')}")
-    parser.add_argument("--runs", metavar="DIR", help=f"where the run's folder goes; {_default('runs')}")
-    parser.add_argument("--name", help="of the run's folder; made from model, loss and time if not given")
-    help = "continue an interrupted run, to the bit and with its own settings (--device and --data may be given again)"
-    parser.add_argument("--resume", metavar="RUN_FOLDER", type=Path, help=help)
-    take.add_device(parser, default=argparse.SUPPRESS)
-    take.add_data(parser)
+    model = parser.add_argument_group("the model and its loss")
+    help = "The model: softmax regression, two hidden layers, or convolutions"
+    model.add_argument("--model", choices=MODELS, help=help + _default("model"))
+    help = "The loss: cross-entropy by softxent or by PyTorch, or the squared error of the probabilities"
+    model.add_argument("--loss", choices=LOSSES, help=help + _default("loss"))
+    help = "Mix the labels with the uniform distribution, by the share EPS"
+    model.add_argument("--label-smoothing", metavar="EPS", type=take.fraction, help=help + _default("label_smoothing"))
+    help = "Train on mixtures of two images, weighed by Beta(ALPHA, ALPHA); 0 mixes nothing"
+    model.add_argument("--mixup", metavar="ALPHA", type=take.at_least_0, help=help + _default("mixup"))
+    sgd = parser.add_argument_group("stochastic gradient descent")
+    sgd.add_argument("--epochs", type=take.positive_int, help="How often each image is seen" + _default("epochs"))
+    sgd.add_argument("--batch-size", type=take.positive_int, help="Images a step" + _default("batch_size"))
+    sgd.add_argument("--lr", type=take.positive, help="The learning rate of the first step" + _default("lr"))
+    help = "Whether the learning rate stays, or falls linearly to 0 after the last step"
+    sgd.add_argument("--schedule", choices=SCHEDULES, help=help + _default("schedule"))
+    help = "How much of the last step the next one repeats, below 1"
+    sgd.add_argument("--momentum", type=take.fraction, help=help + _default("momentum"))
+    help = "Chooses the first weights and the order of the images"
+    sgd.add_argument("--seed", type=take.seed, help=help + _default("seed"))
+    help = (
+        "Keep the last N training images out of training, and measure after each epoch on them; the test images are "
+        "then looked at once, in the end. With 0 the test images are measured after each epoch, as the books do"
+    )
+    sgd.add_argument("--validation", metavar="N", type=take.whole, help=help + _default("validation"))
+    place = parser.add_argument_group("where")
+    place.add_argument("--runs", metavar="DIR", help="The folder that gets the run's folder" + _default("runs"))
+    place.add_argument(
+        "--name", help="The name of the run's folder; made from the model, the loss and the time if absent"
+    )
+    help = "How many threads of the CPU compute; 0 lets PyTorch choose"
+    place.add_argument("--threads", metavar="N", type=take.whole, help=help + _default("threads"))
+    place.add_argument(
+        "--tensorboard", action="store_true", help="Write the curves for TensorBoard into the run's folder"
+    )
+    take.add_device(place, default=argparse.SUPPRESS)
+    take.add_data(place)
+    earlier = parser.add_argument_group("an earlier run")
+    help = "Take the settings of FILE, a run's config.json or its folder, except for those that are given here"
+    earlier.add_argument("--config", metavar="FILE", type=Path, help=help)
+    help = (
+        "Go on with an interrupted run, to the bit and with its own settings; --epochs N prolongs a run, a finished "
+        "one too, and --device, --data and --threads may be said again"
+    )
+    earlier.add_argument("--resume", metavar="RUN_FOLDER", type=Path, help=help)
 
 
 def _default(name: str) -> str:
     recipes = [f"{model} {recipe[name]}" for model, recipe in RECIPES.items() if name in recipe]
-    return "default: " + ", ".join([str(getattr(Config(), name)), *recipes])
+    return f" (default: {', '.join([str(getattr(Config(), name)), *recipes])})"
 
 
 def run(arguments: argparse.Namespace) -> None:
     given = {field.name: getattr(arguments, field.name) for field in fields(Config) if field.name in arguments}
+    command = getattr(arguments, "command_line", None)
     if "resume" in arguments:
-        resume(arguments.resume, given)
+        if "config" in arguments:
+            raise UserError("--resume has the settings of its run: leave --config out")
+        resume(arguments.resume, given, command)
+    elif "config" in arguments:
+        train(Config(**{**config.read(arguments.config), "name": None, **given}), command)
     else:
-        train(of_model(**given))
+        train(of_model(**given), command)
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, command: str | None = None) -> dict[str, Any]:
     """Train as `config` says and write the run's folder; returns the last record of metrics.jsonl.
 
-    Raises UserError for what cannot be had or written, and Interrupted on Ctrl-C once there is something to resume.
+    `command` is the line that asked for it, for the record. Raises UserError for what cannot be had or written, and
+    Interrupted on Ctrl-C once there is something to resume.
     """
-    files.require_safetensors()
-    setting = _prepare(config)
-    folder = _new_folder(config)
-    files.write_text(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
-    written = Records(folder / records.FILE)
-    written.add("start", **asdict(config) | setting.environment())
-    beginning = State.fresh(config, setting.place)
-    beginning.save(folder / state.FILE)
-    return _run_to_the_end(config, setting, folder, written, beginning)
+    _require(config)
+    with _threads(config.threads):
+        setting = _prepare(config)
+        folder = _new_folder(config)
+        try:
+            _write_config(folder, config)
+            written = Records(folder / records.FILE)
+            written.add("start", **asdict(config) | setting.environment(command))
+            beginning = State.fresh(config, setting.place)
+            beginning.save(folder / state.FILE)
+        except BaseException:  # Ctrl-C too: there is nothing to go on with, and the name is free again
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return _run_to_the_end(config, setting, folder, written, beginning)
 
 
-def resume(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def resume(folder: Path, given: Mapping[str, Any], command: str | None = None) -> dict[str, Any]:
     """Continue the run in `folder` after its last whole epoch; returns as `train`.
 
-    `given` are settings by name, which must be the run's; but a device and data may be said again, as they may be
-    elsewhere now. Raises UserError if a setting is another, if the run is finished, if `folder` holds none, and if the
-    device or the data are not what the run began with; Interrupted as `train`.
+    `given` are settings by name, which must be the run's. But device, data and threads may be said again, as they may
+    be others now, and more epochs prolong it. Raises UserError if a setting is another, if there is nothing left to do,
+    if `folder` holds no run, and if the device or the data are not what the run began with; Interrupted as `train`.
     """
     begun, written = _begun(folder)
-    config = replace(begun, **{name: value for name, value in given.items() if name in ("device", "data")})
+    free = ("device", "data", "threads", "epochs")
+    config = replace(begun, **{name: value for name, value in given.items() if name in free})
     for name, value in given.items():
         if value != getattr(config, name):
             option = "--" + name.replace("_", "-")
             raise UserError(
                 f"{folder} was begun with {option} {getattr(config, name)}, not {value}: leave {option} out"
             )
-    setting = _prepare(config)
-    now = setting.environment()
-    for name, option in (("device_used", "--device"), ("n_train", "--data"), ("full_data", "--data")):
-        was, is_ = written[0].get(name), now[name]
-        if was != is_:
-            raise UserError(f"{folder} was begun with {name} {was}, and would go on with {is_}: give another {option}")
-    saved = State.load(folder / state.FILE, config, setting.place)
-    written.forget_after(saved.epoch)
-    written.add("resume", epoch=saved.epoch, **now)
-    return _run_to_the_end(config, setting, folder, written, saved)
+    _check_epochs(folder, written, begun, config)
+    _require(config)
+    with _threads(config.threads):
+        setting = _prepare(config)
+        now = setting.environment(command)
+        for name, option in (("device_used", "--device"), ("n_train", "--data"), ("full_data", "--data")):
+            was, is_ = written[0].get(name), now[name]
+            if was != is_:
+                raise UserError(
+                    f"{folder} was begun with {name} {was}, and would go on with {is_}: give another {option}"
+                )
+        saved = State.load(folder / state.FILE, config, setting.place)
+        if saved.epoch > config.epochs:
+            raise UserError(f"{folder} has trained for {saved.epoch} epochs already: --epochs {config.epochs} is less")
+        written.forget_after(saved.epoch)
+        if config.epochs != begun.epochs:
+            _write_config(folder, replace(begun, epochs=config.epochs))
+        written.add("resume", epoch=saved.epoch, epochs=config.epochs, **now)
+        return _run_to_the_end(config, setting, folder, written, saved)
 
 
 def _begun(folder: Path) -> tuple[Config, Records]:
-    """The settings and the records of a run that is not finished."""
-    if not (folder / "config.json").is_file():
+    """The settings and the records of a run."""
+    if not (folder / config.FILE).is_file():
         raise UserError(f"nothing to resume: {folder} is not the folder of a run")
     written = records.read(folder / records.FILE)
-    if written.finished():
-        raise UserError(f"nothing to resume: the run in {folder} is finished, with {len(written.epochs())} epochs")
     if not written or not (folder / state.FILE).is_file():
         raise UserError(f"nothing to resume: {folder} was interrupted before its run began; delete it")
+    return Config(**config.read(folder)), written
+
+
+def _check_epochs(folder: Path, written: Records, begun: Config, config: Config) -> None:
+    """UserError unless there are epochs left to do, and what they make is the run of so many epochs."""
+    done = len(written.epochs())
+    if written.finished() and config.epochs <= done:
+        raise UserError(
+            f"nothing to resume: the run in {folder} is finished, with {done} epochs; --epochs N with a greater N "
+            "prolongs it"
+        )
+    if config.epochs != begun.epochs and begun.schedule != "constant":
+        raise UserError(
+            f"{folder} has a rate that falls to 0 in {begun.epochs} epochs: a run of {config.epochs} is another one "
+            f"from its first step. Train anew: --config {shlex.quote(str(folder))} --epochs {config.epochs}"
+        )
+
+
+def _require(config: Config) -> None:
+    """UserError for libraries that the run will need and that are not there."""
+    files.require_safetensors()
+    if config.tensorboard:
+        board.require()
+
+
+def _write_config(folder: Path, settings: Config) -> None:
+    files.write_text(folder / config.FILE, json.dumps(asdict(settings), indent=2) + "\n")
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """With so many threads of the CPU, or as many as there are where n is 0; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
     try:
-        return Config(**json.loads((folder / "config.json").read_text())), written
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} holds no settings of this version: {error}") from error
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -141,16 +227,20 @@ class Setting:
     why: str  # that place
     dataset: data.FashionMNIST
     training: Split
+    validation: Split | None
     test: Split
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self, command: str | None) -> dict[str, Any]:
         environment: dict[str, Any] = {
+            "command": command,
+            **circumstances(),
             "device_used": str(self.place),
             "device_reason": self.why,
             **versions(),
             "data_source": self.dataset.source,
-            "n_train": len(self.dataset.train_labels),
-            "n_test": len(self.dataset.test_labels),
+            "n_train": len(self.training),
+            "n_validation": len(self.validation) if self.validation else 0,
+            "n_test": len(self.test),
             "full_data": self.dataset.complete,
         }
         return environment if self.dataset.complete else environment | {"warning": SAMPLE_WARNING}
@@ -164,100 +254,143 @@ SAMPLE_WARNING = (
 
 def _prepare(config: Config) -> Setting:
     place, why = device.choose(config.device)
-    print(f"device: {place} ({why})")
+    n_threads = torch.get_num_threads()
+    print(f"device: {place} ({why}), {n_threads} thread{'s' if n_threads > 1 else ''}")
     dataset = data.load(config.data, config.require_full_data)
-    print(f"data: {len(dataset.train_images)} + {len(dataset.test_images)} images from {dataset.source}")
-    if not dataset.complete:
-        print(SAMPLE_WARNING)
     training = Split(torch.tensor(dataset.train_images, device=place), torch.tensor(dataset.train_labels, device=place))
     test = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
-    return Setting(place, why, dataset, training, test)
+    if config.validation >= len(training):
+        raise UserError(f"--validation {config.validation} leaves none of {len(training)} images to train on")
+    # The last images of the file, whatever the seed: runs with other seeds and rates are measured on the same.
+    cut = len(training) - config.validation
+    validation = training.part(slice(cut, None)) if config.validation else None
+    training = training.part(slice(cut))
+    split = f"{len(training)} + {config.validation} for validation" if validation else str(len(training))
+    print(f"data: {split} + {len(test)} images from {dataset.source}")
+    if not dataset.complete:
+        print(SAMPLE_WARNING)
+    return Setting(place, why, dataset, training, validation, test)
 
 
 def _new_folder(config: Config) -> Path:
-    name = config.name or f"{config.model}-{config.loss}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(config.runs) / name
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"the run folder {folder} exists: give another --name, or delete it") from error
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
-    return folder
+    """runs/<name>, made. Without a name two runs that begin in one second get two names."""
+    made_up = f"{config.model}-{config.loss}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = [config.name] if config.name else (f"{made_up}-{i}" if i > 1 else made_up for i in count(1))
+    for name in names:
+        folder = Path(config.runs) / name
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
+    raise UserError(f"the run folder {folder} exists: give another --name, or delete it")
 
 
 def _run_to_the_end(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> dict[str, Any]:
+    quoted = shlex.quote(str(folder))
     try:
-        while now.epoch < config.epochs:
-            epoch = _next_epoch(config, setting, now)
-            written.add("epoch", **epoch)
-            checkpoint.save(folder / checkpoint.FILE, config.model, now.model, asdict(config) | {"epoch": now.epoch})
-            now.save(folder / state.FILE)  # the last of the three: a resumed run repeats what it does not know of
-        _draw(config, setting, folder, written, now)
-        epochs = written.epochs()
-        end = written.add(
-            "end", test_accuracy=epochs[-1]["test_accuracy"], seconds=sum(epoch["seconds"] for epoch in epochs)
-        )
+        _all_epochs(config, setting, folder, written, now)
+        end = _finish(config, setting, folder, written, now)
     except KeyboardInterrupt as error:
-        how = f"python -m fmnist train --resume {shlex.quote(str(folder))}"
+        how = f"python -m fmnist train --resume {quoted}"
         raise Interrupted(f"interrupted; this goes on after the last whole epoch: {how}") from error
-    (folder / state.FILE).unlink()
-    report.write(folder)
+    except CannotWrite as error:
+        how = f"python -m fmnist train --resume {quoted}"
+        raise UserError(f"{error}. Once it can be written, this goes on after the last whole epoch: {how}") from error
+    try:
+        report.write(folder)
+    except CannotWrite as error:
+        raise UserError(f"{error}. The run is whole; this makes its page: python -m fmnist report {quoted}") from error
     print(f"test accuracy {end['test_accuracy']:.4f}; {folder}/")
     return end
 
 
-def _next_epoch(config: Config, setting: Setting, now: State) -> dict[str, Any]:
-    """Advance the state by an epoch; its record. UserError if the loss is no longer a number."""
+def _all_epochs(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> None:
+    steps = -(-len(setting.training) // config.batch_size)
+    with (
+        Progress(config.epochs * steps, now.epoch * steps) as progress,
+        board.writer(folder, config.tensorboard, now.epoch) as add_to_board,
+    ):
+        while now.epoch < config.epochs:
+            epoch = _next_epoch(config, setting, now, progress)
+            written.add("epoch", **epoch)
+            written.write_csv()
+            add_to_board(epoch)
+            checkpoint.save(folder / checkpoint.FILE, config.model, now.model, asdict(config) | {"epoch": now.epoch})
+            now.save(folder / state.FILE)  # the last of these: a resumed run repeats what it does not know of
+
+
+def _next_epoch(config: Config, setting: Setting, now: State, progress: Progress) -> dict[str, Any]:
+    """Advance the state by an epoch; its record. UserError if the loss is no longer a number, or useless."""
     epoch = now.epoch + 1
+    progress.epoch(epoch, config.epochs)
     began = time.perf_counter()
     # cuDNN's fastest convolutions sum in an order that depends on the moment
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        train_loss, train_accuracy = one_epoch(config, now.model, now.optimizer, setting.training, now.shuffle, epoch)
+        train_loss, train_accuracy = one_epoch(
+            config, now.model, now.optimizer, setting.training, now.shuffle, epoch, after_step=progress.step
+        )
     seconds = time.perf_counter() - began
-    test_loss, test_accuracy = evaluate(now.model, setting.test, LOSSES[config.loss])
+    name, split = ("validation", setting.validation) if setting.validation else ("test", setting.test)
+    loss, accuracy = evaluate(now.model, split, LOSSES[config.loss])
     now.epoch = epoch
-    speed = len(setting.training.labels) / seconds
-    print(
-        f"epoch {epoch:3d}  train loss {train_loss:.4f}  train accuracy {train_accuracy:.4f}  "
-        f"test accuracy {test_accuracy:.4f}  {speed:,.0f} images/s"
+    lr = now.optimizer.param_groups[0]["lr"]
+    progress.line(
+        f"epoch {epoch:3d}/{config.epochs}  train loss {train_loss:.4f} accuracy {train_accuracy:.4f}  "
+        f"{name} loss {loss:.4f} accuracy {accuracy:.4f}  lr {lr:.4g}  {seconds:.1f} s"
     )
-    if not math.isfinite(train_loss):
-        raise UserError(f"the loss is {train_loss} in epoch {epoch}: try a smaller --lr than {config.lr}")
+    if not train_loss < DIVERGED:
+        raise UserError(
+            f"the loss is {train_loss:.4g} in epoch {epoch}, training has diverged: try a smaller --lr than {config.lr}"
+        )
     return {
         "epoch": epoch,
-        "lr": now.optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
+        f"{name}_loss": loss,
+        f"{name}_accuracy": accuracy,
         "seconds": seconds,
-        "images_per_second": speed,
+        "images_per_second": len(setting.training) / seconds,
     }
 
 
-def _draw(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> None:
-    title = _title(config) + ("" if setting.dataset.complete else " (EMBEDDED SAMPLE)")
-    _, model = checkpoint.load(folder / checkpoint.FILE)
-    images, labels = setting.dataset.test_images[:32], setting.dataset.test_labels[:32]
-    with torch.no_grad():
-        guesses = model(Split(torch.tensor(images), torch.tensor(labels)).batch(slice(None))[0]).argmax(1)
-    try:
-        plots.curves(written.epochs(), title, folder / "curves.png", UNITS[config.loss])
-        plots.predictions(images, labels, guesses.numpy(), folder / "predictions.png")
-        confusion = metrics.measure(logits_of(now.model, setting.test)).confusion
-        plots.confusion(confusion.numpy(), data.LABELS, folder / "confusion.png")
-        if isinstance(model, nn.Linear):
-            plots.templates(model.weight.detach().numpy(), folder / "templates.png")
-    except UserError as error:
-        print(f"no pictures: {error}")
+def _finish(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> dict[str, Any]:
+    """Measure on the test images, draw, and record the end."""
+    logits = torch.cat([logits for logits, _ in logits_of(now.model, setting.test)])
+    found = metrics.measure([(logits, setting.test.labels.long())])
+    test_loss, test_accuracy = evaluate(now.model, setting.test, LOSSES[config.loss])
+    if missing := plots.missing():
+        print(f"no pictures: {missing}")
+    else:
+        _draw(config, setting, folder, written, now.model, logits.cpu(), found)
+    return written.add(
+        "end",
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        test_cross_entropy=found.loss,
+        calibration_error=found.calibration_error,
+        class_accuracy=dict(zip(data.LABELS, found.class_accuracy.tolist(), strict=True)),
+        seconds=sum(epoch["seconds"] for epoch in written.epochs()),
+    )
 
 
-def _title(config: Config) -> str:
-    """What tells a run from others, in a line: of the options only those that are used."""
-    falling = " falling to 0" if config.schedule == "linear" else ""
-    parts = [f"{config.model}, {config.loss} loss, lr {config.lr}{falling}, batch {config.batch_size}"]
-    for name in ("momentum", "label_smoothing", "mixup"):
-        if getattr(config, name):
-            parts.append(f"{name.replace('_', ' ')} {getattr(config, name)}")
-    return ", ".join([*parts, f"seed {config.seed}"])
+def _draw(
+    config: Config,
+    setting: Setting,
+    folder: Path,
+    written: Records,
+    model: nn.Module,
+    logits: Tensor,  # [n, 10], of the test images
+    found: metrics.Metrics,
+) -> None:
+    title = config.summary() + ("" if setting.dataset.complete else " (EMBEDDED SAMPLE)")
+    images, labels = setting.dataset.test_images, setting.dataset.test_labels
+    plots.curves(written.epochs(), title, folder / "curves.png", UNITS[config.loss], config.softened)
+    plots.predictions(images[:32], labels[:32], logits[:32].argmax(1).numpy(), folder / "predictions.png")
+    plots.mistakes(images, labels, logits.double().softmax(1).numpy(), folder / "mistakes.png")
+    plots.confusion(found.confusion.numpy(), data.LABELS, folder / "confusion.png")
+    if isinstance(model, nn.Linear):
+        plots.templates(model.weight.detach().cpu().numpy(), folder / "templates.png")

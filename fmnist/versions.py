@@ -1,9 +1,12 @@
-"""What a run ran with: the versions of Python and of the libraries, and the commit of this checkout."""
+"""What a run ran with: the date, the CPU, the versions of Python and of the libraries, the commit of this checkout."""
 
 import platform
+import re
 import subprocess
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +26,32 @@ def versions() -> dict[str, str]:
             pass
     at = commit()
     return found | {"commit": at} if at else found
+
+
+def circumstances() -> dict[str, Any]:
+    """By name: the date, and the CPU with the instructions and the number of threads that torch uses of it."""
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def cpu_model() -> str:
+    """As the kernel names it, and where it does not, the architecture."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def line() -> str:
+    """For --version."""
+    found = versions()
+    at = f", commit {found['commit'][:12]}" if "commit" in found else ""
+    return f"softxent {found['softxent']}{at}; torch {found['torch']}, Python {found['python']}"
 
 
 def commit(root: Path = ROOT) -> str | None:

@@ -13,7 +13,7 @@ def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
     """Two epochs, unless told otherwise, in folder/run."""
     defaults: dict[str, Any] = {"data": "sample", "epochs": 2, "runs": str(folder), "name": "run"}
     train.train(train.Config(**defaults | options))
-    return records(folder / "run")
+    return records(folder / str((defaults | options)["name"]))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -21,11 +21,11 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    varying = {"seconds", "images_per_second", "runs", "name", "loss"}
+    varying = {"seconds", "images_per_second", "runs", "name", "loss", "date", "command"}
     return [{key: value for key, value in record.items() if key not in varying} for record in records]
 
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of a short run, and one test looks at them."""
-    for name in ("curves", "predictions", "confusion", "templates"):
+    for name in ("curves", "predictions", "mistakes", "confusion", "templates"):
         monkeypatch.setattr(plots, name, lambda *_: None)

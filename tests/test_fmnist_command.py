@@ -1,12 +1,19 @@
 """How commands end: the exit code, one line, and no traceback, whichever of them it is."""
 
+import argparse
+import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import softxent
+from fmnist.__main__ import COMMANDS, _parser, main
 from fmnist.command import Parser, exit_code
 from fmnist.errors import Interrupted, UserError
 
@@ -59,3 +66,43 @@ def test_a_reader_that_has_seen_enough_ends_the_lesson_quietly() -> None:
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONIOENCODING=ascii, and a run called shirt in Chinese."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert exit_code(lambda: print("runs/衬衫")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"runs/\\u886c\\u886b\n"  # type: ignore[attr-defined]
+
+
+def test_alone_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out for name in COMMANDS)
+
+
+def test_the_version_is_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"softxent {softxent.__version__}") and torch.__version__ in out and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_whole_sentences_with_examples_that_are_understood(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert "None" not in out and "==SUPPRESS==" not in out
+    examples = re.findall(r"^  python -m fmnist (.+)$", out, re.MULTILINE)
+    assert len(examples) == len(COMMANDS[command].examples) >= 1
+    parser = _parser(command)
+    for example in examples:
+        assert parser.parse_args(shlex.split(example)).command == command
+    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for action in subparsers.choices[command]._actions:
+        assert action.help and (action.help[0].isupper() or action.dest == "help"), action.dest

@@ -111,6 +111,19 @@ def test_config_versions_and_every_epoch_are_in_it(folder: Path) -> None:
     assert "not come to its end" not in page.text
 
 
+def test_its_head_says_model_and_date_and_it_has_each_classs_accuracy_and_the_calibration(folder: Path) -> None:
+    settings = {"model": "softmax", "loss": "mse", "lr": 0.1, "batch_size": 256, "seed": 3}
+    (folder / "config.json").write_text(json.dumps(settings))
+    start = {"event": "start", "date": "2026-01-02T03:04:05+00:00", "command": "python -m fmnist train"}
+    end = {"event": "end", "test_accuracy": 0.1875, "calibration_error": 0.0625, "class_accuracy": {"Bag": 0.75}}
+    text = "".join(json.dumps(record) + "\n" for record in [start, *EPOCHS, end])
+    (folder / "metrics.jsonl").write_text(text)
+    _, page = written(folder)
+    assert "softmax, mse loss, lr 0.1, batch size 256, seed 3, 2026-01-02 03:04:05+00:00" in page.text
+    assert "calibration error0.0625" in page.text and "Bag0.7500" in page.text.replace("\n", "")
+    assert "python -m fmnist train" in page.text
+
+
 def test_a_run_that_was_cut_off_has_a_page_that_says_so(folder: Path) -> None:
     whole = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(whole[: whole.index('{"event": "epoch", "epoch": 3') + 40])

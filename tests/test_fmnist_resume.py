@@ -1,5 +1,6 @@
 """An interrupted run: that it goes on to the bit, and what cannot be resumed."""
 
+import errno
 import math
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import fmnist.data
-from fmnist import checkpoint, config, device, files, loop, losses, models, state, train
+from fmnist import checkpoint, config, device, files, loop, losses, models, plots, state, train
 from fmnist.__main__ import main
 from fmnist_runs import records, run, without_pictures, without_times
 from softxent import dispatch
@@ -34,11 +35,11 @@ def interrupt_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of an epoch: some of its steps are done."""
     one_epoch = loop.one_epoch
 
-    def interrupted(*arguments: Any) -> tuple[float, float]:
+    def interrupted(*arguments: Any, **options: Any) -> tuple[float, float]:
         if arguments[-1] == epoch:
             step = torch.optim.SGD.step
             monkeypatch.setattr(torch.optim.SGD, "step", _after(2, step, monkeypatch))
-        return one_epoch(*arguments)
+        return one_epoch(*arguments, **options)
 
     monkeypatch.setattr(train, "one_epoch", interrupted)
 
@@ -92,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     weights = [load_file(tmp_path / name / "run" / "model.safetensors") for name in ("whole", "cut")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert not (folder / state.FILE).exists() and not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial*"))
 
 
 @pytest.mark.parametrize("model", models.MODELS)
@@ -120,10 +121,10 @@ def test_every_combination_of_options_trains_and_resumes(
         assert found == expected and math.isfinite(found[-1]["test_loss"]), options
 
 
-def _second_interrupted(*arguments: Any) -> tuple[float, float]:
+def _second_interrupted(*arguments: Any, **options: Any) -> tuple[float, float]:
     if arguments[-1] == 2:
         raise KeyboardInterrupt
-    return loop.one_epoch(*arguments)
+    return loop.one_epoch(*arguments, **options)
 
 
 def test_a_run_may_be_interrupted_twice_and_between_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +170,6 @@ def test_settings_may_be_repeated_but_not_changed(cut: Path, capsys: pytest.Capt
     for option, message in (
         ("--lr 0.5", "was begun with --lr 0.1, not 0.5: leave --lr out"),
         ("--model mlp", "was begun with --model softmax, not mlp"),
-        ("--epochs 9", "was begun with --epochs 4, not 9"),
         ("--batch-size 1", "was begun with --batch-size 256, not 1"),
         ("--name other", "was begun with --name run, not other"),
         ("--require-full-data", "was begun with --require-full-data False, not True"),
@@ -179,6 +179,88 @@ def test_settings_may_be_repeated_but_not_changed(cut: Path, capsys: pytest.Capt
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert main(["train", "--resume", str(cut), "--lr", "0.1", "--epochs", "4"]) == 0
+
+
+def test_a_run_that_is_prolonged_is_the_longer_run_to_the_bit(
+    cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished one, and one that was interrupted."""
+    assert start(tmp_path / "whole", "--epochs 6") == 0
+    assert start(tmp_path / "finished") == 0
+    assert main(["train", "--resume", str(tmp_path / "finished" / "run"), "--epochs", "5"]) == 0
+    expected = [event for event in records(tmp_path / "whole" / "run") if event["event"] == "epoch"]
+    weights = load_file(tmp_path / "whole" / "run" / "model.safetensors")
+    for folder in (cut, tmp_path / "finished" / "run"):
+        assert main(["train", "--resume", str(folder), "--epochs", "6"]) == 0
+        found = [event for event in records(folder) if event["event"] == "epoch"]
+        assert without_times(found) == without_times(expected)
+        assert all(torch.equal(weights[key], x) for key, x in load_file(folder / "model.safetensors").items())
+        assert config.read(folder)["epochs"] == 6
+    events = [event["event"] for event in records(folder)]
+    assert events.count("end") == 3 and events.count("resume") == 2 and events[-1] == "end"
+    assert "not come to its end" not in (folder / "report.html").read_text()
+    capsys.readouterr()
+    for given, message in (
+        ("", "is finished, with 6 epochs; --epochs N with a greater N prolongs it"),
+        ("--epochs 6", "is finished, with 6 epochs"),
+        ("--epochs 3", "is finished, with 6 epochs"),
+    ):
+        assert main(["train", "--resume", str(folder), *given.split()]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_prolonged_says_what_to_do_instead(cut: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["train", "--resume", str(cut), "--epochs", "1"]) == 0, "the one that is done: it is measured and drawn"
+    assert start(tmp_path / "falling", "--schedule linear") == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", str(tmp_path / "falling" / "run"), "--epochs", "8"]) == 2
+    error = capsys.readouterr().err
+    assert "a rate that falls to 0 in 4 epochs" in error and "--config" in error and error.count("\n") == 1
+
+
+def test_ctrl_c_before_there_is_anything_to_resume_leaves_the_name_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name in ((state.State, "save"), (train, "_write_config")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, ctrl_c)
+            assert start(tmp_path) == 130
+        assert capsys.readouterr().err == "fmnist: interrupted\n"
+        assert not (tmp_path / "run").exists()
+    assert start(tmp_path) == 0
+
+
+@pytest.mark.parametrize("when", ["in an epoch", "at the pictures", "at the page"])
+def test_a_full_disk_is_one_line_that_says_what_goes_on_and_nothing_half_written_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
+) -> None:
+    suffix = {"in an epoch": ".safetensors", "at the pictures": ".png", "at the page": ".html"}[when]
+    monkeypatch.setattr(plots, "curves", lambda epochs, title, path, *_: files.write_text(path, "a picture"))
+    replace = os.replace
+    calls = 0
+
+    def full(source: Path, target: Path) -> None:
+        nonlocal calls
+        if target.suffix == suffix:
+            calls += 1
+            if suffix != ".safetensors" or calls > 3:  # the first state, and the first epoch's two files
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert start(tmp_path) == 2
+    error = capsys.readouterr().err
+    folder = tmp_path / "run"
+    assert "No space left on device" in error and error.count("\n") == 1
+    assert not list(folder.glob("*partial*"))
+    how = error.strip().rsplit(": python -m fmnist ", 1)[1]
+    assert how == (f"report {folder}" if when == "at the page" else f"train --resume {folder}")
+    assert main(how.split()) == 0
+    assert (folder / "report.html").exists() and (folder / "curves.png").exists()
 
 
 def test_device_and_data_may_be_said_again_but_must_be_the_same(

@@ -1,9 +1,14 @@
 """Training: that it is real, repeatable, the same through either loss, and recorded as it was."""
 
+import csv
+import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,7 @@ import torch
 from safetensors.numpy import load_file
 
 import fmnist.data
-from fmnist import checkpoint, files, loop, models, train
+from fmnist import checkpoint, files, loop, models, progress, train
 from fmnist.__main__ import main
 from fmnist.config import of_model
 from fmnist.errors import UserError
@@ -188,6 +193,7 @@ def test_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for picture, least in (
         ("curves.png", 400),
         ("predictions.png", 800),
+        ("mistakes.png", 600),
         ("confusion.png", 700),
         ("templates.png", 500),
     ):
@@ -199,14 +205,142 @@ def test_the_folder_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "config.json",
         "confusion.png",
         "curves.png",
+        "metrics.csv",
         "metrics.jsonl",
+        "mistakes.png",
         "model.safetensors",
         "predictions.png",
         "report.html",
+        "resume.safetensors",
         "templates.png",
     ]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
+
+
+def test_validation_images_are_the_last_ones_and_the_test_images_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pictures(monkeypatch)
+    whole = fmnist.data.load("sample")
+    measured: list[torch.Tensor] = []
+    evaluate = loop.evaluate
+
+    def noted(model: Any, split: train.Split, *arguments: Any) -> tuple[float, float]:
+        measured.append(split.images)
+        return evaluate(model, split, *arguments)
+
+    monkeypatch.setattr(train, "evaluate", noted)
+    events = run(tmp_path, validation=600, epochs=3)
+    assert [len(images) for images in measured] == [600, 600, 600, 500]
+    assert all(torch.equal(images, torch.tensor(whole.train_images[1400:])) for images in measured[:3])
+    assert events[0]["n_train"] == 1400 and events[0]["n_validation"] == 600
+    for epoch in events[1:-1]:
+        assert not any(name.startswith("test") for name in epoch) and 0 < epoch["validation_accuracy"] < 1
+    fewer = whole._replace(train_images=whole.train_images[:1400], train_labels=whole.train_labels[:1400])
+    monkeypatch.setattr(fmnist.data, "load", lambda *_: fewer)
+    without = run(tmp_path / "without", epochs=3)
+    assert [epoch["train_loss"] for epoch in without[1:-1]] == [epoch["train_loss"] for epoch in events[1:-1]]
+    assert without[-1]["test_accuracy"] == events[-1]["test_accuracy"] == without[-2]["test_accuracy"]
+
+
+def test_a_record_has_the_date_the_cpu_the_threads_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pictures(monkeypatch)
+    before = torch.get_num_threads()
+    options = f"--data sample --epochs 1 --threads 2 --name 'a b' --runs {shlex.quote(str(tmp_path))}"
+    assert main(["train", *shlex.split(options)]) == 0
+    assert torch.get_num_threads() == before
+    start = records(tmp_path / "a b")[0]
+    assert start["command"] == f"python -m fmnist train {options}"
+    assert datetime.fromisoformat(start["date"]).utcoffset() is not None
+    assert start["cpu_threads"] == 2 and start["cpu"] and start["instructions"]
+
+
+def test_the_settings_of_a_run_can_be_given_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+    expected = run(tmp_path, lr=0.3, momentum=0.5, batch_size=100, validation=50, epochs=2)
+    for given in (tmp_path / "run", tmp_path / "run" / "config.json"):
+        name = f"from-{given.name}"
+        assert main(["train", "--config", str(given), "--name", name, "--seed", "1"]) == 0
+        found = records(tmp_path / name)
+        assert without_times(found)[1:] == without_times(expected)[1:]
+    assert main(["train", "--config", str(tmp_path / "run"), "--lr", "0.2"]) == 0, "under a name of its own"
+    assert sum(path.name.startswith("softmax-fused-") for path in tmp_path.iterdir()) == 1
+
+
+def test_runs_that_begin_in_one_second_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Stopped":
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(train, "datetime", Stopped)
+    names = [train._new_folder(train.Config(runs=str(tmp_path))).name for _ in range(3)]
+    assert names == [f"softmax-fused-20260102-030405{suffix}" for suffix in ("", "-2", "-3")]
+
+
+def test_the_epochs_are_in_a_table_and_on_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """metrics.csv always; TensorBoard's events where asked for, a resumed run's in one line with those before."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    without_pictures(monkeypatch)
+    run(tmp_path, tensorboard=True, validation=100)
+    train.resume(tmp_path / "run", {"epochs": 4})
+    epochs = [event for event in records(tmp_path / "run") if event["event"] == "epoch"]
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{name: float(value) for name, value in row.items()} for row in rows] == [
+        {name: value for name, value in epoch.items() if name != "event"} for epoch in epochs
+    ]
+    board = EventAccumulator(str(tmp_path / "run"))
+    board.Reload()
+    for tag, name in (("loss/train", "train_loss"), ("accuracy/validation", "validation_accuracy"), ("lr", "lr")):
+        scalars = board.Scalars(tag)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3, 4]
+        np.testing.assert_allclose([scalar.value for scalar in scalars], [epoch[name] for epoch in epochs], rtol=1e-6)
+
+
+def test_without_tensorboard_the_command_says_so_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", "--data", "sample", "--runs", str(tmp_path), "--tensorboard"]) == 2
+    assert capsys.readouterr().err == "fmnist: --tensorboard needs TensorBoard: pip install tensorboard\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epochs_line_has_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    without_pictures(monkeypatch)
+    for name, options in (("test", {}), ("validation", {"validation": 100})):
+        events = run(tmp_path / name, schedule="linear", lr=0.5, **options)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+        assert len(lines) == 2
+        for line, epoch in zip(lines, events[1:-1], strict=True):
+            assert line.startswith(f"epoch   {epoch['epoch']}/2  train loss {epoch['train_loss']:.4f} ")
+            assert f"  {name} loss {epoch[f'{name}_loss']:.4f} accuracy {epoch[f'{name}_accuracy']:.4f}  " in line
+            assert f"  lr {epoch['lr']:.4g}  {epoch['seconds']:.1f} s" in line
+
+
+def test_the_bar_shows_the_loss_and_all_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, which the bar takes this one for."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.Progress(total=300, done=100) as bar:
+        bar.epoch(2, 3)
+        bar.bar.mininterval = 0
+        for i in range(50):
+            bar.step(torch.tensor(0.5 + i))
+        shown = terminal.getvalue()
+    last = shown.split("\r")[-1]
+    assert "epoch 2/3" in last and "150/300" in last and "loss 0.5000" in last and re.search(r"<\d\d:\d\d", last)
 
 
 def test_the_sample_is_announced_in_capitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +395,19 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
         ("train --data /nonexistent", "/nonexistent does not exist"),
         ("train --data bad.st", "bad.st is not one"),
         ("train --data sample --require-full-data", "Three ways to supply"),
-        ("train --data sample --name ../taken", "exists: give another --name"),
+        ("train --data sample --name ../taken", "is not a folder within runs"),
+        ("train --data sample --name /tmp/taken", "is not a folder within runs"),
+        ("train --data sample --name taken --runs .", "exists: give another --name"),
+        ("train --data sample --validation 2000", "leaves none of 2000 images"),
+        ("train --data sample --config nowhere.json", "nowhere.json cannot be read"),
+        ("train --data sample --config bad.json", "bad.json holds no settings of this version"),
+        ("train --data sample --config odd.json", "odd.json holds no settings of this version"),
+        ("train --config bad.json --resume taken", "leave --config out"),
+        ("train --data sample --epochs 3 --lr 1e30 --name hot", "training has diverged: try a smaller --lr"),
+        ("evaluate --checkpoint nan.st", "nan.st: values of weight are no numbers"),
+        ("predict --checkpoint nan.st", "nan.st: values of weight are no numbers"),
+        ("compare taken", "compare takes two runs or more"),
+        ("compare taken taken", "taken/config.json cannot be read"),
         ("train --data sample --runs /proc", "cannot make the run folder"),
         ("train --data sample --epochs 3 --lr 1e38 --name hot", "try a smaller --lr"),
         ("train --data sample --momentum 1", "momentum is a number in [0, 1), not 1.0"),
@@ -291,11 +437,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (tmp_path / "taken").mkdir()
     (tmp_path / "runs").mkdir()
     (tmp_path / "bad.st").write_bytes(b"PK\3\4 no")
+    (tmp_path / "bad.json").write_text('{"depth": 3}')
+    (tmp_path / "odd.json").write_text('{"lr": "fast"}')
     files.write_tensors(Path("foreign.st"), {"weight": torch.zeros(2)}, {})
     for name, model in (("other", "mlp"), ("unknown", "vit"), ("misfit", "softmax")):
         metadata = {"format": checkpoint.FORMAT, "model": model}
         files.write_tensors(Path(f"{name}.st"), {"weight": torch.zeros(2)}, metadata)
-    checkpoint.save(Path("good.st"), "softmax", models.softmax_regression(), {})
+    layer = models.softmax_regression()
+    checkpoint.save(Path("good.st"), "softmax", layer, {})
+    torch.nn.init.constant_(layer.weight, torch.nan)  # type: ignore[arg-type]
+    checkpoint.save(Path("nan.st"), "softmax", layer, {})
     assert main(arguments.split()) == 2
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith("fmnist: ") and message in "\n".join(error)
