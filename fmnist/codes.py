@@ -9,13 +9,17 @@ Red and blue have no order. One-hot codes (独热编码) are equally far from th
 [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 >>> {round(distance(one_hot(j, 3), one_hot(k, 3)), 4) for j in range(3) for k in range(j)}
 {1.4142}
+>>> {distance(one_hot(k, 3), [0, 0, 0]) for k in range(3)}
+{1.0}
+>>> {cosine(one_hot(j, 3), one_hot(k, 3)) for j in range(3) for k in range(j)}
+{0.0}
 
-Each element is a number like any other, and may be scaled as features are, say to mean 0 and deviation 1 (归一化):
+Each element is a number like any other, and may be scaled as features are, say to mean 0 and deviation 1 (归一化).
+Where one class is more frequent than others, they are no longer equally far apart then. Two of four are of class 0:
 
->>> from statistics import fmean, pstdev
->>> is_first = [one_hot(k, 3)[0] for k in (0, 1, 2, 0)]
->>> [(x - fmean(is_first)) / pstdev(is_first) for x in is_first]
-[1.0, -1.0, -1.0, 1.0]
+>>> first, second, third, _ = standardized([one_hot(k, 3) for k in (0, 1, 2, 0)])
+>>> [round(distance(a, b), 3) for a, b in ((first, second), (first, third), (second, third))]
+[3.055, 3.055, 3.266]
 
 Sizes have an order. Ordinal codes (序数编码) keep it, XXL is farther from X than XL is, and one-hot codes lose it:
 
@@ -41,6 +45,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
@@ -67,6 +72,17 @@ def ordinal(values_in_order: Sequence[str]) -> dict[str, int]:
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
     """Euclidean distance (欧式距离)."""
     return math.dist(a, b)
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Cosine similarity (余弦相似性): of the angle between a and b, neither of which is 0."""
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def standardized(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Each column scaled to mean 0 and deviation 1 over the rows. No column may be constant."""
+    columns = [[(x - fmean(column)) / pstdev(column) for x in column] for column in zip(*rows, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def least_squares(x: Tensor, y: Tensor) -> Tensor:
