@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint numeric oldest matrix codegen clean
+.PHONY: help train test bench lint numeric notebook oldest matrix codegen clean
 
 help:
-	@echo "make train | test | bench | lint | numeric | oldest | matrix | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | numeric | notebook | oldest | matrix | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -36,7 +36,8 @@ lint: $(INSTALLED)
 	$(RUN) -m mypy
 
 # What torch operations give, with each instruction set that PyTorch has for this CPU, and with one thread and two.
-NUMERIC = $(patsubst %,tests/test_%.py,functional stats softmax soft_target options inplace)
+NUMERIC = tests/test_functional.py tests/test_stats.py tests/test_softmax.py tests/test_soft_target.py \
+	tests/test_options.py tests/test_inplace.py
 numeric: $(INSTALLED)
 	@case $$($(RUN) -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') in \
 		AVX512) sets='default avx2 avx512';; AVX2) sets='default avx2';; *) sets=default;; esac; \
@@ -45,6 +46,14 @@ numeric: $(INSTALLED)
 		ATEN_CPU_CAPABILITY=$$set OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive \
 			$(RUN) -m pytest -q -p no:cacheprovider --no-header --only torch $(NUMERIC) || exit 1; \
 	done; done
+
+# The lesson as notebooks, lesson.ipynb and lesson.zh.ipynb, for any Jupyter. Here, where `import fmnist` finds it.
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+notebook: $(INSTALLED)
+	for page in lesson lesson.zh; do \
+		sed 's#](pictures/#](docs/pictures/#; s#](\.\./#](#; s#](lesson#](docs/lesson#' docs/$$page.md | \
+		$(VENV)/bin/jupytext --from md --to ipynb --update-metadata '$(KERNEL)' -o $$page.ipynb - || exit 1; \
+	done
 
 # The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
 matrix: $(INSTALLED)
