@@ -9,6 +9,7 @@ import contextlib
 import doctest
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def commands(page: str) -> list[str]:
 
 
 @pytest.fixture
-def lesson(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def lesson(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The names that the lesson's blocks use; `full` says whether they see the whole data, or the sample."""
     monkeypatch.setattr(dispatch, "INTERPRET", False)
     full = True
@@ -46,7 +47,7 @@ def lesson(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         full = False
     threads = torch.get_num_threads()
     names: dict[str, Any] = {"full": full}
-    yield names  # type: ignore[misc]  # a fixture that ends
+    yield names
     torch.set_num_threads(threads)
 
 
