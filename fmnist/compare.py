@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config, plots, records
+from .config import Config
 from .errors import UserError
 from .losses import UNITS
 from .records import Records
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(table(names, settings, events))
     epochs = {name: of_run.epochs() for name, of_run in zip(names, events, strict=True)}
     units = {name: UNITS[given["loss"]] for name, given in zip(names, settings, strict=True)}
-    plots.overlay(epochs, units, arguments.output)
+    softened = [name for name, given in zip(names, settings, strict=True) if Config(**given).softened]
+    plots.overlay(epochs, units, arguments.output, softened)
     print(f"\ncurves: {arguments.output}")
 
 

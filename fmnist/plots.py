@@ -1,7 +1,7 @@
 """Pictures: the curves of a run, predictions, confusion, the weights, images of the data."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,13 @@ def curves(
     pyplot.close(figure)
 
 
-def overlay(runs: dict[str, list[dict[str, Any]]], units: dict[str, str], path: Path) -> None:
+def overlay(
+    runs: dict[str, list[dict[str, Any]]], units: dict[str, str], path: Path, softened: Collection[str] = ()
+) -> None:
     """The curves of several runs over each other: their epochs by name, and the unit of each one's loss by name.
 
-    Dashed in training, solid on the images that were measured after each epoch. Losses of a kind share axes.
+    Dashed in training, solid on the images that were measured after each epoch. Losses of a kind share axes; the
+    training loss of a run whose targets were `softened` is of no kind here, and left out.
     """
     pyplot = _pyplot()
     kinds = list(dict.fromkeys(units.values()))
@@ -83,7 +86,8 @@ def overlay(runs: dict[str, list[dict[str, Any]]], units: dict[str, str], path: 
         for axis, quantity in ((axes[kinds.index(units[name])], "loss"), (axes[-1], "accuracy")):
             label = f"{name}, {measured}"
             axis.plot(x, [record[f"{measured}_{quantity}"] for record in epochs], ".-", color=f"C{i % 10}", label=label)
-            axis.plot(x, [record[f"train_{quantity}"] for record in epochs], "--", color=f"C{i % 10}", alpha=0.5)
+            if quantity == "accuracy" or name not in softened:
+                axis.plot(x, [record[f"train_{quantity}"] for record in epochs], "--", color=f"C{i % 10}", alpha=0.5)
     for axis, unit in zip(axes, [*kinds, "accuracy (share of the images)"], strict=True):
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -71,6 +71,8 @@ def test_runs_over_each_other_share_axes_where_their_losses_are_of_a_kind(figure
     (figure,) = figures
     assert [(axis.get_ylabel(), len(axis.lines)) for axis in figure.axes[:2]] == [("x", 4), ("y", 2)]
     assert len(figure.axes[2].lines) == 6
+    plots.overlay({"a": EPOCHS, "b": EPOCHS}, {"a": "x", "b": "x"}, tmp_path / "b.png", softened=["b"])
+    assert [len(axis.lines) for axis in figures[1].axes] == [3, 4], "b's training loss was of another kind"
 
 
 def test_the_mistakes_are_the_wrong_predictions_by_confidence(figures: list[Any], tmp_path: Path) -> None:
