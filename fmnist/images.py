@@ -68,6 +68,8 @@ def _fitted(image: Any) -> tuple[np.ndarray, str]:
     if looks_inverted(np.asarray(grey)):
         grey = ImageOps.invert(grey)
         done.append("inverted")
+    if grey.size == (SIDE, SIDE):  # cut and centred by whoever made it so
+        return np.asarray(grey), ", ".join(done)
     levels = np.asarray(grey)
     rows, columns = np.nonzero(levels > np.median(_border(levels)) + MARGIN)
     if len(rows):
