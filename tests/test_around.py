@@ -1,4 +1,4 @@
-"""What training puts around a loss: checkpointing, DDP, saved-tensor hooks, compiled autograd, ahead-of-time Inductor."""
+"""What training puts around a loss: checkpointing, DDP, saved-tensor hooks, compiled autograd, compiling ahead."""
 
 from pathlib import Path
 
