@@ -12,7 +12,7 @@ import contextlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,36 +125,50 @@ def pretended(target: GPUTarget) -> Iterator[None]:
         choose(*before)
 
 
+_compiled_for: dict[JITFunction, GPUTarget] = {}
+
+
+@contextlib.contextmanager
+def intercepted(target: GPUTarget, launched: Callable[[str, Any, dict[str, Any], Any], None]) -> Iterator[None]:
+    """Each launch on CPU tensors is compiled for this GPU, and ends in launched(name, compiled kernel, arguments by
+    their names, grid) instead of there."""
+    compile_for = JITFunction.run
+
+    def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
+        if _compiled_for.get(kernel) != target:  # what is remembered is of the same device, as far as Triton knows
+            kernel.device_caches.clear()
+            _compiled_for[kernel] = target
+        binary = compile_for(kernel, *args, grid=grid, warmup=True, **options)
+        name = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
+        launched(name, binary, dict(zip(kernel.arg_names, args, strict=False)) | options, grid)
+        return binary
+
+    with pretended(target):
+        JITFunction.run, handles.ON = run, False
+        try:
+            yield
+        finally:
+            JITFunction.run, handles.ON = compile_for, True
+
+
 class Offline:
     def __init__(self, backend: str, arch: int | str) -> None:
         self.target = GPUTarget(backend, arch, 64 if backend == "hip" else 32)
         self.seen: dict[str, Compiled] = {}
-        self.forgot: set[JITFunction] = set()
 
     def __enter__(self) -> list[Compiled]:
         self.compiled: list[Compiled] = []
-        self.pretended = pretended(self.target)
-        self.pretended.__enter__()
-        self.run, handles.ON = JITFunction.run, False
-
-        def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
-            if kernel not in self.forgot:  # what was compiled for another target, on the same device as far as it knows
-                kernel.device_caches.clear()
-                self.forgot.add(kernel)
-            binary = self.run(kernel, *args, grid=grid, warmup=True, **options)
-            if binary.hash not in self.seen:
-                name = f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
-                constants = {key: value for key, value in options.items() if isinstance(value, bool | int)}
-                self.seen[binary.hash] = self._inspect(name, constants, binary)
-                self.compiled.append(self.seen[binary.hash])
-            return binary
-
-        JITFunction.run = run
+        self.intercepted = intercepted(self.target, self._launched)
+        self.intercepted.__enter__()
         return self.compiled
 
     def __exit__(self, *_: object) -> None:
-        JITFunction.run, handles.ON = self.run, True
-        self.pretended.__exit__(None, None, None)
+        self.intercepted.__exit__(None, None, None)
+
+    def _launched(self, name: str, binary: Any, arguments: dict[str, Any], grid: Any) -> None:
+        if binary.hash not in self.seen:
+            self.seen[binary.hash] = self._inspect(name, constants_of(arguments), binary)
+            self.compiled.append(self.seen[binary.hash])
 
     def _inspect(self, name: str, constants: dict[str, Any], binary: Any) -> Compiled:
         if self.target.backend == "hip":
@@ -177,6 +191,15 @@ class Offline:
         wide_loads, loads, wide_stores, stores = counts
         accesses = wide_loads, loads, wide_stores, stores
         return Compiled(name, constants, threads, registers, binary.metadata.shared, spills, stack, *accesses, code)
+
+
+def constants_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a launch that are written in capitals, constants of the kernel, and Triton's options."""
+    return {
+        key: value
+        for key, value in arguments.items()
+        if isinstance(value, bool | int) and (key.isupper() or key in ("num_warps", "enable_fp_fusion"))
+    }
 
 
 def _ptxas(ptx: str, arch: int | str) -> str:
