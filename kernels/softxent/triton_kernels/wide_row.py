@@ -164,13 +164,14 @@ def add_chunk(
 
 @triton.jit
 def sums_of_row(sums):
-    """The row's sums, from those of its threads."""
+    """The row's sums, from those of its threads. Their products are rounded before lanes exchange them, which is what
+    fma with 0 says: fused into the first exchange they would leave lanes of a warp with sums a bit apart."""
     m, rest, moment, total, gap, best = sums
     highest = tl.max(m, 0)
     less = exp(m - finite_or_zero(highest))
     risen = tl.where(m == float("-inf"), 0.0, highest - m)
-    moment = tl.sum(less * (moment + risen * rest), 0)
-    rest = tl.sum(less * rest, 0)
+    moment = tl.sum(tl.fma(less, moment + risen * rest, 0.0), 0)
+    rest = tl.sum(tl.fma(less, rest, 0.0), 0)
     gap = tl.sum(gap + raised(total, risen), 0)
     best = tl.min(tl.where(m == highest, best, NOWHERE), 0)
     return highest, rest, moment, tl.sum(total, 0), gap, best
