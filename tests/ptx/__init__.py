@@ -1,7 +1,7 @@
 """Executes the PTX that Triton emits, on a CPU: every thread of a launch, without a GPU.
 
     kernel = parse(text)                                     text.py
-    report = launch(kernel, grid, arguments, regions)        launch.py; the regions' arrays are written
+    report = launch(kernel, grid, arguments, regions)        grid.py; the regions' arrays are written
     report.faults, report.totals()                           report.py
 
     with Emulated(90) as launches:                           emulated.py: through the public operation, on CPU tensors
@@ -34,7 +34,7 @@ approximations, which are NumPy's. An instruction, suffix, type or state space t
 an error, `Unmodelled`, and never a guess: atomics, clusters, asynchronous copies, calls and local memory are not.
 """
 
-from .launch import launch
+from .grid import launch
 from .memory import Region
 from .report import Report
 from .text import Kernel, Unmodelled, parse

@@ -98,7 +98,7 @@ def field_of(x: Array, start: Array, length: Array) -> Array:
     wide = x.astype(np.int64)  # beyond its end of the sign, as the ISA has it
     field = (wide >> start) & ((np.int64(1) << length) - 1)
     if x.dtype.kind == "i":
-        sign = (wide >> np.minimum(start + length - 1, 31)) & 1
+        sign = (wide >> (start + length - 1)) & 1
         field = np.where((sign == 1) & (length > 0), field | (np.int64(-1) << length), field)
     return field.astype(x.dtype)
 

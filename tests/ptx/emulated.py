@@ -21,7 +21,7 @@ from offline import constants_of, intercepted
 
 from .contraction import contracted
 from .formats import RAW, Array
-from .launch import launch
+from .grid import launch
 from .memory import APART, Region
 from .report import Report
 from .text import Kernel, parse

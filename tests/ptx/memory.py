@@ -174,9 +174,8 @@ class Shared(Memory):
         quarters."""
         parts = max(1, size // WORD)
         group = batch.of_active(batch.warp) * parts + batch.of_active(batch.lane) // (WARP // parts)
-        words = np.concatenate([np.stack([group, address // WORD + k]) for k in range(parts)], axis=1)
-        group, word = np.unique(words, axis=1)
-        _, in_bank = np.unique(group * BANKS + word % BANKS, return_inverse=True)
+        group, place = np.unique(np.stack([group, address // (parts * WORD)]), axis=1)  # aligned: of as many banks each
+        _, in_bank = np.unique(group * BANKS + place % (BANKS // parts), return_inverse=True)
         most = np.zeros(int(group.max()) + 1, np.int64)
         np.maximum.at(most, group, np.bincount(in_bank)[in_bank])
         batch.report.passes[batch.now.index] += int(most.sum())
