@@ -6,6 +6,7 @@ no expression matches is `Unmodelled`, as are operands of another number, kind o
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,22 @@ def form(pattern: str) -> Callable[[Build], Build]:
 
 
 def decode(machine: Machine, instruction: Instruction) -> Step:
+    known = _form_of(instruction.opcode)
+    if known is None:
+        raise Unmodelled(instruction.text)
+    build, found = known
+    try:
+        return build(machine, instruction, found)
+    except ValueError as error:  # of another number of operands
+        raise Unmodelled(instruction.text) from error
+
+
+@cache
+def _form_of(opcode: str) -> tuple[Build, "re.Match[str]"] | None:
     for pattern, build in FORMS:
-        if found := pattern.fullmatch(instruction.opcode):
-            try:
-                return build(machine, instruction, found)
-            except ValueError as error:  # of another number of operands
-                raise Unmodelled(instruction.text) from error
-    raise Unmodelled(instruction.text)
+        if found := pattern.fullmatch(opcode):
+            return build, found
+    return None
 
 
 def elementwise(

@@ -104,6 +104,8 @@ def _moved(base: Read, offset: int, batch: Batch) -> Array:
 
 def literal(operand: str, size: int) -> Array | None:
     """A number's bits, [1]; of a float those that it is written with."""
+    if operand[0] not in "-0123456789":
+        return None
     if found := re.fullmatch(r"0([fFdD])([0-9A-Fa-f]+)", operand):
         if len(found[2]) != (8 if found[1] in "fF" else 16) or len(found[2]) != 2 * size:
             raise Unmodelled(f"{operand} in {size} bytes")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 HEAD = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)\s*([^{]*)\{")
@@ -53,6 +54,7 @@ class Kernel:
     code: list[Instruction] = field(default_factory=list)
 
 
+@cache
 def parse(text: str) -> Kernel:
     """The kernel of a module that has one, and nothing else that would matter."""
     heads = list(HEAD.finditer(text))
