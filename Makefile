@@ -55,7 +55,7 @@ notebook: $(INSTALLED)
 		$(VENV)/bin/jupytext --from md --to ipynb --update-metadata '$(KERNEL)' -o $$page.ipynb - || exit 1; \
 	done
 
-# The kernels with every Triton that users have: imported, interpreted, compiled. One environment each, in .venv-triton-*.
+# The kernels with every Triton that users have: imported, interpreted, compiled, emulated. In .venv-triton-* each.
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
 

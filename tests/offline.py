@@ -50,8 +50,13 @@ class Compiled:
         return {name: value for name, value in asdict(self).items() if name != "code"}
 
     def count(self) -> tuple[int, list[int]]:
-        """The instructions, and those of each innermost loop. The disassembler takes most of a second."""
-        return _loops(_amdgcn(self.code) if isinstance(self.code, str) else _sass(self.code))
+        return count(self.code)
+
+
+def count(code: str | bytes) -> tuple[int, list[int]]:
+    """The instructions of AMD's assembly, or a cubin, and those of each innermost loop. The disassembler takes most of
+    a second."""
+    return _loops(_amdgcn(code) if isinstance(code, str) else _sass(code))
 
 
 class _Launcher:

@@ -38,6 +38,7 @@ class Launch:
     constants: dict[str, Any]
     grid: tuple[int, ...]
     ptx: str
+    code: bytes  # for the GPU
     report: Report
     seconds: float
 
@@ -73,7 +74,8 @@ class Emulated:
         _add_scratch(kernel, arguments)
         began = time.perf_counter()
         report = launch(kernel, grid, arguments, regions, binary.metadata.shared, self.seed)
-        self.launches.append(Launch(name, constants_of(values), grid, ptx, report, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.launches.append(Launch(name, constants_of(values), grid, ptx, binary.asm["cubin"], report, seconds))
 
 
 def _flat(kind: Any, value: Any) -> list[tuple[str, Any]]:
