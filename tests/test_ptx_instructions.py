@@ -489,6 +489,32 @@ def test_loads_extend_and_stores_cut() -> None:
     assert out.tolist() == [2**64 - 128, 0xFF, word, 0xFF << 56 | word]
 
 
+def test_matrices_lie_by_rows_and_in_lanes_by_fours() -> None:
+    """Row 3 of the second matrix lies where lane 11 says; its last 4 bytes are lane 15's."""
+    out = np.zeros((4, 8, 4), np.uint32)
+    move = "mad.wide.u32 %d9, %r0, 16, %d0; shl.b32 %r8, %r0, 4; xor.b32 %r9, %r8, 16; "  # neighbours swapped
+    names = [f"%r{k + 1}" for k in range(4)]
+    fill = " ".join(f"add.s32 {name}, %r0, {100 * k};" for k, name in enumerate(names))
+    registers = "{" + ", ".join(names) + "}"
+    for before, after in (("9", "8"), ("8", "9")):
+        store = f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r{before}], {registers}; bar.sync 0;"
+        load = f"ld.shared.v4.b32 {registers}, [%r{after}]; st.global.v4.b32 [%d9], {registers};"
+        assert not run(move + fill + store + load, out, shared=512).faults
+        assert (out == 100 * np.arange(4)[:, None, None] + np.arange(32).reshape(8, 4)[np.arange(8) ^ 1]).all()
+    store = f"st.shared.v4.b32 [%r8], {registers}; bar.sync 0;"
+    load = "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r5, %r6}, [%r9];"
+    assert not run(move + fill + store + load + "st.global.v2.b32 [%d9], {%r5, %r6};", out, shared=512).faults
+    rows = out.reshape(32, 4)[:, :2]  # by lanes; each row holds its number and hundreds
+    lanes = np.arange(32)
+    for k in range(2):
+        assert (rows[:, k] == (8 * k + (lanes // 4 ^ 1)) + 100 * (lanes % 4)).all()
+    some = "setp.lt.u32 %p1, %r0, 16; @%p1 "
+    one = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [{}], {{%r0}};"
+    assert run(move + some + one.format("%r8"), shared=512).kinds == {"absent"}
+    assert run(move + one.format("%r8+4"), shared=512).kinds == {"alignment"}
+    tested.update(("ldmatrix.sync.aligned.m8n8.x2.shared.b16", "stmatrix.sync.aligned.m8n8.x4.shared.b16"))
+
+
 def test_hints_change_nothing() -> None:
     given, out = np.arange(4, dtype=np.uint32), np.zeros(4, np.uint32)
     policy = "createpolicy.fractional.L2::evict_first.b64 %d5, 1.0; "

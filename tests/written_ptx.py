@@ -39,7 +39,9 @@ def run(
     ret;
 }}
 """
-    regions = [Region(f"array {k}", (k + 1) << APART, array.view(np.uint8)) for k, array in enumerate(arrays)]
+    regions = [
+        Region(f"array {k}", (k + 1) << APART, array.reshape(-1).view(np.uint8)) for k, array in enumerate(arrays)
+    ]
     addresses = [np.array([region.base], np.uint64) for region in regions]
     return launch(parse(text), (programs,), addresses, regions, shared, seed)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .batch import Batch
+from .batch import ALL_LANES, WARP, Batch, Stop
 from .formats import RAW, TYPES, Array
 from .instructions import Step, form
 from .operands import Machine
@@ -66,6 +66,33 @@ def _store(machine: Machine, instruction: Instruction, found: "re.Match[str]") -
     def step(batch: Batch) -> None:
         values: list[Array] = [np.ascontiguousarray(batch.full(read(batch)), RAW[size]) for read in reads]
         batch.spaces[space].store(batch, where(batch), size, values)
+
+    return step
+
+
+@form(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])\.shared\.b16")
+def _matrices(machine: Machine, instruction: Instruction, found: "re.Match[str]") -> Step:
+    """Matrices of 8 rows of 16 bytes: lane 8 k + j says where row j of the k-th lies. A lane has 4 bytes of each, the
+    (lane % 4)-th of row lane // 4."""
+    loads, count = found[1] == "ld", int(found[2])
+    registers, address = instruction.operands if loads else reversed(instruction.operands)
+    names, where = _names(registers, count), machine.address(address)
+    writes = [machine.write(name, "b32") for name in names] if loads else []
+    reads = [] if loads else [machine.raw(name, 4) for name in names]
+
+    def step(batch: Batch) -> None:
+        batch.meet(ALL_LANES)
+        lane, at, shared = batch.of_active(batch.lane), where(batch), batch.spaces["shared"]
+        number = np.arange(len(lane))
+        if (lane != number % WARP).any():
+            raise Stop
+        shared.align(batch, at[lane < 8 * count], 16)
+        for k in range(count):
+            place = at[number - lane + 8 * k + lane // 4] + lane % 4 * 4
+            if loads:
+                writes[k](batch, shared.load(batch, place, 4, 1)[0])
+            else:
+                shared.store(batch, place, 4, [np.ascontiguousarray(batch.full(reads[k](batch)))])
 
     return step
 
