@@ -38,8 +38,9 @@ Special instructions are those of the units for exponentials and reciprocals.
 The machine code has another number of instructions than are executed here, because
 
 * ptxas makes fewer of PTX: moves vanish, a product and a sum become one, offsets become part of an access;
-* of wide rows only the loops are counted there, and every path through them: a chunk without an end of its row or the
-  target skips some. Chunks that stay in registers, sums over threads and the ends of odd rows are counted here alone;
+* of wide rows, and of softmax's backward, only the loops are counted there, and every path through them: a chunk
+  without an end of its row or the target skips some. Chunks that stay in registers, sums over threads and the ends of
+  odd rows are counted here alone;
 * what is computed once a row weighs more where a row has few values, or a tile has more columns than the row: threads
   beyond its end go through the same instructions, and are counted here where no branch skips them.
 

@@ -1,7 +1,9 @@
 """Faults planted in the PTX of the kernels, one at a time, and who notices: python tests/ptx_mutants.py [CASE ...]
 
 Each mutant of a case's longest kernel runs in the emulator. It is found if there is a fault, or another result. What
-survives is printed, with its place: it has to be a change of nothing, or the emulator is blind to it.
+survives is printed, with its place: it has to be a change of nothing, or the emulator is blind to it. A change of
+nothing are a guard that is true of all, a comparison of what is never equal, another shift by a maximum, and the
+barrier of narrow_rows.py where rows are not overwritten in place.
 """
 
 import re
