@@ -42,7 +42,7 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012, of the operation
     op: str = "indices"  # "probabilities", "stats", "softmax", "log_softmax"
     times: float = 1  # what the loss is multiplied by
-    stride: tuple[int, int] = (0, 1)  # of the logits' rows, if they lie apart, and columns
+    stride: tuple[int, int] = (0, 1)  # of the logits' rows and columns, if they lie apart, one value within a granule
     arch: int = 90
     ignored: bool = True  # the second row
 
@@ -57,7 +57,7 @@ NARROW = {
     "100, stats": Case(70, 100, F32, {}, "stats"),
     "100 float64": Case(40, 100, F64, {"label_smoothing": 0.1}),
     "101, apart": Case(50, 101, stride=(107, 1)),
-    "101, columns apart": Case(20, 101, stride=(202, 2)),
+    "101, columns apart": Case(20, 101, stride=(203, 2)),
     "1000 bfloat16": Case(64, 1000, BF16),
     "1000 bfloat16, scaled": Case(64, 1000, BF16, {"weight": True}, times=3),
     "1000 float16": Case(64, 1000, F16),
@@ -76,11 +76,12 @@ WIDE = {
     "4096, none": Case(6, 4096, F32, {"reduction": "none"}),
     "5000 float64": Case(4, 5000, F64),
     "5001 bfloat16, probabilities": Case(6, 5001, BF16, ALL, "probabilities"),
-    "5000, columns apart": Case(4, 5000, stride=(10000, 2)),
+    "5000, columns apart": Case(4, 5000, stride=(10001, 2)),
     "32000 bfloat16": Case(6, 32000, BF16),
     "32000 float16": Case(4, 32000, F16),
     "50257 bfloat16": Case(5, 50257, BF16),
     "50257 bfloat16, in place": Case(5, 50257, BF16, {"inplace": True}),
+    "50257 bfloat16, apart": Case(3, 50257, BF16, stride=(50261, 1)),
     "50257": Case(3, 50257),
     "50257, sm_80": Case(2, 50257, arch=80),
     "50257 bfloat16, sm_100": Case(2, 50257, BF16, arch=100),
@@ -113,7 +114,7 @@ def outputs(case: Case, how: str) -> dict[str, Tensor]:
     if case.stride != (0, 1) and how == "ours":
         row, col = case.stride
         room = torch.full((case.n_rows, row), float("inf"), dtype=dtype)  # which nobody reads
-        logits = room[:, : case.n_cols * col : col].copy_(values)
+        logits = room[:, 1 : 1 + case.n_cols * col : col].copy_(values)
     logits.requires_grad_()
     if case.op in ("softmax", "log_softmax"):
         result = getattr(softxent if how == "ours" else torch, case.op)(logits, 1)

@@ -279,6 +279,8 @@ def test_a_tensor_may_start_within_a_sector() -> None:
     report = launch(parse(text), (1,), [np.array([region.base], np.uint64)], [region])
     assert not report.faults and report.bytes_to_memory == 32
     assert region.stored.tolist() == [False, True]
+    late = Region("words", 1 << 40, words(8).view(np.uint8), 20)
+    assert launch(parse(text), (1,), [np.array([late.base], np.uint64)], [late]).kinds == {"bounds"}
 
 
 @pytest.mark.parametrize(

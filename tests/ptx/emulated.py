@@ -93,20 +93,17 @@ def _in_memory(given: list[tuple[str, Any]]) -> tuple[list[Array], list[Region]]
             storages.setdefault(x.untyped_storage().data_ptr(), []).append(x)
     regions = {}
     for number, (start, tensors) in enumerate(storages.items(), 1):
-        low = min(x.data_ptr() for x in tensors)
-        high = max(x.data_ptr() + _extent(x) for x in tensors)
+        low = min(x.data_ptr() for x in tensors) - start
+        high = max(x.data_ptr() + _extent(x) for x in tensors) - start
         storage = torch.empty(0, dtype=torch.uint8).set_(tensors[0].untyped_storage())
-        regions[start] = Region(
-            f"a tensor of {str(tensors[0].dtype).removeprefix('torch.')} {list(tensors[0].shape)}",
-            (number << APART) + start % 16 + low - start,
-            storage.numpy()[low - start : high - start],
-        )
+        name = f"a tensor of {str(tensors[0].dtype).removeprefix('torch.')} {list(tensors[0].shape)}"
+        regions[start] = Region(name, (number << APART) + start % 16, storage.numpy()[:high], low)
     arguments: list[Array] = []
     for kind, x in given:
         if isinstance(x, torch.Tensor):
             start = x.untyped_storage().data_ptr()
-            base = regions[start].base - min(y.data_ptr() for y in storages[start]) if x.numel() else 0
-            arguments.append(np.array([base + x.data_ptr() if x.numel() else 0], np.uint64))
+            address = regions[start].base + x.data_ptr() - start if x.numel() else 0
+            arguments.append(np.array([address], np.uint64))
         else:
             bits = np.array([x], NUMBERS[kind])
             arguments.append(bits.view(RAW[bits.dtype.itemsize]))

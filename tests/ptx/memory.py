@@ -28,10 +28,11 @@ class Access(NamedTuple):
 
 
 class Region:
-    """Memory that a launch may access."""
+    """Memory that a launch may access: bytes, from the first of them. They start at a multiple of 16."""
 
-    def __init__(self, name: str, base: int, data: Array) -> None:
-        self.name, self.base, self.data = name, base, data  # bytes
+    def __init__(self, name: str, base: int, data: Array, first: int = 0) -> None:
+        assert base % 16 == 0  # as large as accesses are: their offsets are multiples of their sizes too
+        self.name, self.base, self.data, self.first = name, base, data, first
         sectors = (base % SECTOR + len(data) + SECTOR - 1) // SECTOR
         self.loaded, self.stored = np.zeros(sectors, bool), np.zeros(sectors, bool)
         self.log: list[Access] = []
@@ -96,7 +97,7 @@ class Global(Memory):
             if region is None:
                 continue
             at = address - region.base
-            inside = (number == one) & (at >= 0) & (at + size <= len(region.data))
+            inside = (number == one) & (at >= region.first) & (at + size <= len(region.data))
             whole = bool(inside.all())
             left -= int(inside.sum())
             if inside.any():
