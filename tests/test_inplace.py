@@ -140,6 +140,7 @@ def test_what_lies_in_the_memory_of_the_logits_is_not_written_over(path: str, de
         "target, of other rows": (shared.view(-1)[30:70].view(4, 10), {}),
         "sample_weight": (y, {"sample_weight": shared[:, 9]}),
         "weight": (y, {"weight": shared[1, 4:14]}),
+        "weight, from behind one row into the next": (y, {"weight": shared.view(-1)[20:30]}),
         "normalizer": (y, {"normalizer": shared[2, 2]}),
         "logit_scale": (y, {"logit_scale": shared[0, 0]}),
     }
