@@ -1,14 +1,19 @@
 """Fused softmax and cross-entropy for PyTorch, forward and backward, in Triton."""
 
 from .functional import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats
-from .modules import FusedSoftmaxXent
+from .linear import fused_linear_softmax_xent, fused_linear_softmax_xent_with_stats, linear_logprobs
+from .modules import FusedLinearSoftmaxXent, FusedSoftmaxXent
 from .softmax import log_softmax, softmax
 
 __all__ = [
+    "FusedLinearSoftmaxXent",
     "FusedSoftmaxXent",
     "LossAndStats",
+    "fused_linear_softmax_xent",
+    "fused_linear_softmax_xent_with_stats",
     "fused_softmax_xent",
     "fused_softmax_xent_with_stats",
+    "linear_logprobs",
     "log_softmax",
     "softmax",
 ]
