@@ -535,11 +535,10 @@ def _(dloss: Any, dstats: Any, *arguments: Any) -> list[Tensor]:
 def times_(gradients: list[Tensor], factor: Tensor) -> None:
     """Nothing at all where the factor is 1. What is 0 stays so, whatever the factor."""
     for x in gradients:
-        acc = _acc(x)
+        if x.numel() == 0:
+            continue
         if dispatch.uses_kernels(x):
-            rows = x.view(1, -1) if x.numel() else x
-            if x.numel():
-                dispatch.kernel_module("rows").scale_by(rows, factor, acc, False)
+            dispatch.kernel_module("rows").scaled(factor, [x.view(1, -1), None], False)
         elif (number := factor.item()) != 1:
             x.mul_(number) if math.isfinite(number) else x.copy_(torch.where(x == 0, 0, x * number))
 
