@@ -219,7 +219,7 @@ def _sizes(head: Head, inputs: Inputs, how: How, wanted: Gradients, count: int, 
     else:
         piece += SCRATCH * n_cols * wide
     cast = weight.dtype != (how.operand if x.is_cuda else _acc(x)) or (wanted.weight and how.accumulator != _acc(x))
-    by_class = n_features * wide if cast else 0
+    by_class = 2 * n_features * wide if cast else 0  # its share of W or of dW, and what is added to that
     always = 2 * n_cols * wide * (bias is not None)
     least = always + row + max(piece, by_class)
     if how.max_bytes < least:
