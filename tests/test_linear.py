@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.fsdp import fully_shard
 from torch.func import functional_call, grad, jvp, vmap
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
@@ -836,3 +838,29 @@ def test_no_rows_and_none_that_count(path: str, soft: bool) -> None:
             for x in case.leaves:
                 assert x.grad is not None and not x.grad.any()
         assert case.ours(reduction="none").shape == case.x.shape[:1]
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("process_group")
+def test_ddp_and_fsdp2_of_one_process_and_a_weight_that_is_not_gathered() -> None:
+    case = Case()
+    plain = FusedLinearSoftmaxXent(8, 33, bias=True)
+    plain(case.x, case.y).backward()
+    for wrap in (nn.parallel.DistributedDataParallel, fully_shard):
+        module = FusedLinearSoftmaxXent(8, 33, bias=True)
+        module.load_state_dict(plain.state_dict())
+        wrapped: Any = wrap(module)
+        wrapped(case.x, case.y).backward()
+        for p, expected in zip(wrapped.parameters(), plain.parameters(), strict=True):
+            found = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            torch.testing.assert_close(found, expected.grad)
+    wrapped.reshard()
+    with pytest.raises(RuntimeError, match=r"linear_weight is a DTensor.*not tensor parallelism"):
+        fused_linear_softmax_xent(case.x, module.linear.weight, case.y)
