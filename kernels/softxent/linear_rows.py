@@ -177,7 +177,6 @@ class _Products:
         for some, _ in self._blocks(read=False):
             of_some = dz[:, some].T @ x
             dw[some] = of_some if self.first else of_some.add_(dw[some])
-            del of_some  # before the next is made
 
     def gradients(self, dtarget: Tensor | None, logit_scale: Tensor | None) -> Gradients:
         del self.room
@@ -220,7 +219,7 @@ def _sizes(head: Head, inputs: Inputs, how: How, wanted: Gradients, count: int, 
         piece += SCRATCH * n_cols * wide
     cast = weight.dtype != (how.operand if x.is_cuda else _acc(x)) or (wanted.weight and how.accumulator != _acc(x))
     by_class = 2 * n_features * wide if cast else 0  # its share of W or of dW, and what is added to that
-    always = 2 * n_cols * wide * (bias is not None)
+    always = n_cols * wide * (3 * (bias is not None) + (inputs.weight is not None))  # float32, and db of a chunk
     least = always + row + max(piece, by_class)
     if how.max_bytes < least:
         raise ValueError(f"max_logits_bytes={how.max_bytes} is less than one row needs, {least}: {n_cols} classes")
