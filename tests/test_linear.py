@@ -767,7 +767,6 @@ def test_a_head_that_is_more_than_a_product_is_refused_by_name() -> None:
         ({"x": [1.0]}, TypeError, "input must be a Tensor, not list"),
         ({"y": None}, TypeError, "target must be a Tensor"),
     ],
-    ids=str,
 )
 def test_bad_input_is_one_error(change: dict[str, Any], error: type[Exception], words: str) -> None:
     case = Case()
