@@ -12,6 +12,7 @@ Numbers come as tensors [] on the device of the logits, where the kernels load t
 compiled in: a schedule would compile again at every step, and a CUDA graph would replay what it was captured with.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +29,7 @@ NUMBERS = ("label_smoothing", "z_loss", "softcap", "logit_scale")
 def row_loss(inputs: Inputs, options: Options, wanted: frozenset[str]) -> tuple[Tensor, Stats]:
     """As row_loss.row_loss, in the dtype of the computation."""
     logits, target = inputs.logits, inputs.target
-    numbers = options._asdict() | ({} if inputs.logit_scale is None else {"logit_scale": inputs.logit_scale})
-    given = [name for name in NUMBERS if is_given(numbers[name], 1.0 if name == "logit_scale" else 0.0)]
-    tensors = [_as_tensor(numbers[name], logits) for name in given]
+    given, tensors = numbers_of(options, inputs)
     names = [name for name in Stats._fields if name in wanted]
     differentiated = torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad)
     # A gradient that is kept is all that is kept: a second derivative, or one of a stat, has to read the logits.
@@ -43,9 +42,26 @@ def row_loss(inputs: Inputs, options: Options, wanted: frozenset[str]) -> tuple[
         and not any(name in DIFFERENTIABLE for name in names)
         and (uses_kernels(logits) or not target.is_floating_point())
     )
-    settings = options.ignore_index, options.reduction, " ".join(given), " ".join(names), at_once
+    settings = options.ignore_index, options.reduction, given, " ".join(names), at_once
     loss, *stats = Traced.apply(settings, *inputs[:5], *tensors)
     return loss, Stats(**dict(zip(names, stats, strict=True)))
+
+
+def numbers_of(options: Options, inputs: Inputs) -> tuple[str, list[Tensor]]:
+    """The names of the numbers that may change anything, and these as tensors [] on the device of the logits."""
+    numbers = options._asdict() | ({} if inputs.logit_scale is None else {"logit_scale": inputs.logit_scale})
+    given = [name for name in NUMBERS if is_given(numbers[name], 1.0 if name == "logit_scale" else 0.0)]
+    return " ".join(given), [_as_tensor(numbers[name], inputs.logits) for name in given]
+
+
+def with_numbers(inputs: Inputs, options: Options, given: str, numbers: Sequence[Tensor]) -> tuple[Inputs, Options]:
+    """Numbers as the implementation wants them: the kernels tensors, torch operations on a CPU numbers."""
+    values: dict[str, Any] = dict(zip(given.split(), numbers, strict=True))
+    if inputs.logits.device.type == "cpu" and not uses_kernels(inputs.logits):
+        values = {name: value.item() for name, value in values.items()}
+    if isinstance(values.get("logit_scale"), Tensor):
+        inputs = inputs._replace(logit_scale=values.pop("logit_scale"))
+    return inputs, options._replace(**values)
 
 
 def _as_tensor(number: float | Tensor, logits: Tensor) -> Tensor:
@@ -105,14 +121,8 @@ def _unpacked(
     reduction: str,
     given: str,
 ) -> tuple[Inputs, Options]:
-    values: dict[str, Any] = dict(zip(given.split(), numbers, strict=True))
-    if logits.device.type == "cpu" and not uses_kernels(logits):
-        values = {name: value.item() for name, value in values.items()}
-    scale = values.pop("logit_scale", 1.0)
-    inputs = Inputs(logits, target, weight, sample_weight, normalizer, scale if isinstance(scale, Tensor) else None)
-    return inputs, Options(ignore_index, reduction, **values)._replace(
-        logit_scale=1.0 if isinstance(scale, Tensor) else scale
-    )
+    inputs = Inputs(logits, target, weight, sample_weight, normalizer)
+    return with_numbers(inputs, Options(ignore_index, reduction), given, numbers)
 
 
 def _room(logits: Tensor, reduction: str, stats: str) -> list[Tensor]:

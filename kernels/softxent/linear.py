@@ -12,15 +12,17 @@ from .checks import (
     DTYPES,
     INDEX_DTYPES,
     INTEGRAL,
+    check_label_smoothing,
     check_logit_scale,
-    check_number,
+    check_normalizer,
     check_options,
-    check_row_options,
     check_sample_weight,
+    check_softcap,
     check_stats,
     check_tensors,
+    check_z_loss,
 )
-from .functional import STATS, LossAndStats, _as_vector, _float, _reduced
+from .functional import STATS, LossAndStats, _as_vector, _reduced
 from .linear_rows import Gradients, Head, How
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats
@@ -226,10 +228,10 @@ def _linear(
     check_tensors(logits, y[:, :1].reshape(-1) if several else y, weight)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("no gradient with respect to weight: pass weight.detach()")
-    check_options(y, ignore_index, reduction, label_smoothing, loss_dtype)
-    check_row_options(z_loss, softcap, reduction, normalizer)
-    scale = check_logit_scale(logit_scale, input)
-    divisor = None if normalizer is None else check_number("normalizer", normalizer, input)
+    check_options(y, ignore_index, reduction, loss_dtype)
+    eps, zeta = check_label_smoothing(label_smoothing, input), check_z_loss(z_loss, input)
+    cap, scale = check_softcap(softcap, input), check_logit_scale(logit_scale, input)
+    divisor = check_normalizer(normalizer, reduction, input)
     if sample_weight is not None:
         sample_weight = check_sample_weight(sample_weight, input, input, shape).reshape(-1)
     ignore_index = int(ignore_index)
@@ -247,14 +249,7 @@ def _linear(
         if divisor is None:
             divisor = len(y) if soft else sum_of_weights(y, weight, ignore_index, acc)
         inputs = inputs._replace(normalizer=_as_vector(divisor, logits))
-    options = Options(
-        ignore_index,
-        reduction,
-        _float(label_smoothing),
-        _float(z_loss),
-        None if softcap is None else _float(softcap),
-        1.0 if isinstance(scale, Tensor) else scale,
-    )
+    options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
     loss, stats = _of_rows(Head(x, linear_weight, linear_bias), inputs, options, how, names)
     loss = loss.to(loss_dtype or acc)
     whole = [_in_shape(found, shape, shift) for found in (loss if reduction == "none" else None, *stats)]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .compiled import _numbers, _options
+from .compiled import numbers_of, with_numbers
 from .cpu.row_loss import _existing, map_, slope
 from .functional import _without_loss, _without_target
 from .options import DIFFERENTIABLE, Inputs, Options, Stats
@@ -76,7 +76,9 @@ def linear_loss(
 ) -> tuple[Tensor, Stats]:
     """The loss (of each row [n_rows], or their sum or mean; for ids [n_rows, K] their log-probabilities [n_rows, K]),
     and the stats of these names, in the dtype of the logits. The logits of `inputs` are not read."""
-    found = list(linear_rows(*head, *inputs[1:], *_packed(options, how), " ".join(names), list(wanted)))
+    given, numbers = numbers_of(options, inputs._replace(logits=head.input, logit_scale=None))
+    packed = options.ignore_index, options.reduction, given, numbers, *how
+    found = list(linear_rows(*head, *inputs[1:], *packed, " ".join(names), list(wanted)))
     return found[0], Stats(**dict(zip(names, found[1:], strict=False)))
 
 
@@ -434,14 +436,10 @@ def _gradient_of_logprobs(inputs: Inputs, options: Options, given: Given) -> Non
 # As operators. Their arguments: of Head, of Inputs but for the logits, of Options, of How, names of stats, Gradients.
 
 
-def _packed(options: Options, how: How) -> tuple[Any, ...]:
-    return options.ignore_index, options.reduction, _numbers(options), *how
-
-
 def _unpacked(tensors: Sequence[Any], packed: Sequence[Any]) -> tuple[Head, Inputs, Options, How]:
-    ignore_index, reduction, numbers, *how = packed
-    options = _options(numbers, ignore_index)._replace(reduction=reduction)
-    return Head(*tensors[:3]), Inputs(tensors[0], *tensors[3:]), options, How(*how)
+    ignore_index, reduction, given, numbers, *how = packed
+    inputs = Inputs(tensors[0], *tensors[3:])
+    return Head(*tensors[:3]), *with_numbers(inputs, Options(ignore_index, reduction), given, numbers), How(*how)
 
 
 @torch.library.custom_op("softxent::linear_rows", mutates_args=())
@@ -456,7 +454,8 @@ def linear_rows(
     logit_scale: Tensor | None,
     ignore_index: int,
     reduction: str,
-    numbers: Tensor,
+    given: str,
+    numbers: list[Tensor],
     max_bytes: int,
     valid_rows: int | None,
     accumulator: torch.dtype,
@@ -466,7 +465,7 @@ def linear_rows(
 ) -> list[Tensor]:
     """The loss, the stats of these names, and the gradients that are wanted, if they are made now."""
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight, normalizer, logit_scale
-    packed = ignore_index, reduction, numbers, max_bytes, valid_rows, accumulator, operand
+    packed = ignore_index, reduction, given, numbers, max_bytes, valid_rows, accumulator, operand
     head, inputs, options, how = _unpacked(tensors, packed)
     found, now = names.split(), Gradients(*wanted)
     if not made_in_forward(head, options, how, found):
@@ -479,8 +478,8 @@ def linear_rows(
 
 @linear_rows.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    head, inputs, how = Head(*arguments[:3]), Inputs(arguments[0], *arguments[3:8]), How(*arguments[11:15])
-    (reduction, names, wanted), target, acc = arguments[9:16:6] + arguments[16:], inputs.target, _acc(head.input)
+    head, inputs, how = Head(*arguments[:3]), Inputs(arguments[0], *arguments[3:8]), How(*arguments[12:16])
+    reduction, names, wanted, target, acc = arguments[9], *arguments[16:], inputs.target, _acc(head.input)
     shape = target.shape if _is_ids(target) else target.shape[:1] if reduction == "none" else ()
     found = [target.new_empty(shape, dtype=acc), *_empty(names.split(), target, acc)]
     if made_in_forward(head, Options(reduction=reduction), how, names.split()):
@@ -507,7 +506,8 @@ def linear_rows_backward(
     logit_scale: Tensor | None,
     ignore_index: int,
     reduction: str,
-    numbers: Tensor,
+    given: str,
+    numbers: list[Tensor],
     max_bytes: int,
     valid_rows: int | None,
     accumulator: torch.dtype,
@@ -517,17 +517,17 @@ def linear_rows_backward(
 ) -> list[Tensor]:
     """The gradients that are wanted, from those of the loss and of the stats of these names."""
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight, normalizer, logit_scale
-    packed = ignore_index, reduction, numbers, max_bytes, valid_rows, accumulator, operand
+    packed = ignore_index, reduction, given, numbers, max_bytes, valid_rows, accumulator, operand
     head, inputs, options, how = _unpacked(tensors, packed)
-    given = Given(dloss, Stats(**dict(zip(names.split(), dstats, strict=True))))
+    incoming = Given(dloss, Stats(**dict(zip(names.split(), dstats, strict=True))))
     with torch.autocast(input.device.type, enabled=False):
-        *_, gradients = _run(head, inputs, options, how, (), Gradients(*wanted), given)
+        *_, gradients = _run(head, inputs, options, how, (), Gradients(*wanted), incoming)
     return [x for x in gradients if x is not None]
 
 
 @linear_rows_backward.register_fake
 def _(dloss: Any, dstats: Any, *arguments: Any) -> list[Tensor]:
-    return _like(Head(*arguments[:3]), Inputs(arguments[0], *arguments[3:8]), arguments[16])
+    return _like(Head(*arguments[:3]), Inputs(arguments[0], *arguments[3:8]), arguments[17])
 
 
 @torch.library.custom_op("softxent::times_", mutates_args={"gradients"})
@@ -543,20 +543,20 @@ def times_(gradients: list[Tensor], factor: Tensor) -> None:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, packed, (ctx.names, wanted) = inputs[:8], list(inputs[8:15]), inputs[15:]
+    tensors, packed, (ctx.names, wanted) = inputs[:8], list(inputs[8:16]), inputs[16:]
     made = [x.detach() for x in output[1 + len(ctx.names.split()) :]]
     ctx.wanted, ctx.made = Gradients(*wanted), made
     ctx.at_once = bool(made)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, packed[2])
-    packed[2] = None
+    ctx.save_for_backward(*tensors, *packed[3])
+    ctx.n_numbers, packed[3] = len(packed[3]), None
     ctx.packed = packed
 
 
 def _saved(ctx: Any) -> tuple[list[Any], list[Any]]:
     """Tensors, and what is packed."""
-    *tensors, numbers = ctx.saved_tensors
-    return tensors, [*ctx.packed[:2], numbers, *ctx.packed[3:]]
+    saved = list(ctx.saved_tensors)
+    return saved[:8], [*ctx.packed[:3], saved[8:], *ctx.packed[4:]]
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -564,9 +564,9 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     dloss, dstats = grads[0], Stats(**dict(zip(names, grads[1:], strict=False)))._replace(prediction=None)
     given = [x for x in (dloss, *dstats) if x is not None]
     if not given:
-        return (None,) * 17
+        return _placed(Gradients(), ctx)
     if not torch.compiler.is_compiling() and any(in_higher_order_backward(x) for x in given):
-        return _placed(_by_torch(ctx, dloss, dstats), ctx.wanted)
+        return _placed(_by_torch(ctx, dloss, dstats), ctx)
     made, ctx.made = ctx.made, []
     if ctx.at_once:
         if not made:
@@ -585,12 +585,12 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
             list(ctx.wanted),
         )
     found = iter(made)
-    return _placed(Gradients(*(next(found) if is_wanted else None for is_wanted in ctx.wanted)), ctx.wanted)
+    return _placed(Gradients(*(next(found) if is_wanted else None for is_wanted in ctx.wanted)), ctx)
 
 
-def _placed(of: Gradients, wanted: Gradients) -> tuple[Any, ...]:
+def _placed(of: Gradients, ctx: Any) -> tuple[Any, ...]:
     """One for each argument."""
-    return *of[:4], None, None, None, of.logit_scale, *[None] * 9
+    return *of[:4], None, None, None, of.logit_scale, None, None, None, [None] * ctx.n_numbers, *[None] * 6
 
 
 def _by_torch(ctx: Any, dloss: Tensor | None, dstats: Stats) -> Gradients:

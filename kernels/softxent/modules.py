@@ -150,9 +150,13 @@ class FusedLinearSoftmaxXent(FusedSoftmaxXent):
         target: Tensor,
         sample_weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
         valid_rows: int | None = None,
     ) -> Tensor:
-        """sample_weight, normalizer, valid_rows: of this batch, as for `fused_linear_softmax_xent`."""
+        """The loss of hidden states (..., in_features) against class indices (...) or probabilities (..., num_classes).
+
+        sample_weight, normalizer, logit_scale, valid_rows: of this batch, as for `fused_linear_softmax_xent`.
+        """
         check_head(self.linear)
         return fused_linear_softmax_xent(
             input,
@@ -165,7 +169,7 @@ class FusedLinearSoftmaxXent(FusedSoftmaxXent):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             softcap=self.softcap,
-            logit_scale=self.logit_scale,
+            logit_scale=self.logit_scale if logit_scale is None else logit_scale,
             sample_weight=sample_weight,
             normalizer=normalizer,
             loss_dtype=self.loss_dtype,
