@@ -13,7 +13,7 @@ import softxent
 
 from . import mixup
 from .config import Config
-from .losses import LOSSES
+from .losses import loss_and_prediction
 from .models import N_CLASSES
 
 MEASURED_AT_ONCE = 10_000  # images whose loss is summed by one call
@@ -57,7 +57,6 @@ def one_epoch(
     `after_step` is given each batch's loss, a scalar on the device.
     With mixup the right class of an image is that of its larger part.
     """
-    loss_of = LOSSES[config.loss]
     n = len(training.labels)
     place = training.labels.device
     order = torch.randperm(n, generator=shuffle).to(place)
@@ -71,15 +70,14 @@ def one_epoch(
         if mixed:
             images, target = mixup.mix(images, labels, mixed[i], N_CLASSES)
             labels = target.argmax(1)
-        logits = model(images)
-        loss = loss_of(logits, target, label_smoothing=config.label_smoothing)
+        loss, prediction = loss_and_prediction(config.loss, model, images, target, config.label_smoothing)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, (epoch - 1) * len(starts) + i, config.epochs * len(starts))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses[i] = loss.detach() * len(labels)
-        right[i] = (logits.detach().argmax(1) == labels).sum()
+        right[i] = (prediction == labels).sum()
         after_step(loss.detach())
     return losses.cpu().double().sum().item() / n, right.cpu().double().sum().item() / n
 

@@ -7,13 +7,14 @@ A target is class indices [n] or probabilities [n, C]; label smoothing mixes it 
     mse     half the squared distance between softmax(logits) and the target, which the books argue against: it tells
             (0.2, 0.2, 0.6) from (0, 0.4, 0.6) though both name the right class with 0.6, and where the model is
             surely wrong its gradient vanishes with softmax's, while that of the cross-entropy is p - y
+    one-op  o = x W + b, softmax and cross-entropy as one operation, which never has all of the logits
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import softxent
 
@@ -41,5 +42,23 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "fused": softxent.fused_softmax_xent,
     "torch": F.cross_entropy,
     "mse": squared_error,
+    "one-op": softxent.fused_softmax_xent,  # where logits are there already
 }
-UNITS = {"fused": "cross-entropy (nats)", "torch": "cross-entropy (nats)", "mse": "half the squared error"}
+UNITS = dict.fromkeys(LOSSES, "cross-entropy (nats)") | {"mse": "half the squared error"}
+
+
+def loss_and_prediction(
+    name: str, model: nn.Module, images: Tensor, target: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of a minibatch by the loss of that name, and the likeliest class of each image [n]."""
+    if name != "one-op":
+        logits = model(images)
+        return LOSSES[name](logits, target, label_smoothing=label_smoothing), logits.detach().argmax(1)
+    layers = model if isinstance(model, nn.Sequential) else nn.Sequential(model)
+    head = layers[-1]
+    assert isinstance(head, nn.Linear)
+    found = softxent.fused_linear_softmax_xent_with_stats(
+        layers[:-1](images), head.weight, target, head.bias, label_smoothing=label_smoothing, stats="prediction"
+    )
+    assert found.prediction is not None
+    return found.loss, found.prediction
