@@ -87,3 +87,13 @@ def test_operators_take_no_number_that_a_cuda_graph_would_keep(path: str, device
         number.fill_(value)
         expected = fused_softmax_xent(logits, target, **{name: value})  # type: ignore[arg-type]
         torch.testing.assert_close(graph(logits, target, number), expected)
+
+
+@pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="CUDA graphs are of a GPU")
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+def test_a_schedule_is_seen_by_a_cuda_graph(path: str, device: torch.device) -> None:
+    logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
+    step = torch.compile(lambda z, y, s: fused_softmax_xent(z, y, label_smoothing=s), mode="reduce-overhead")
+    for number in (0.1, 0.2, 0.3, 0.4, 0.5):
+        expected = fused_softmax_xent(logits, target, label_smoothing=number)
+        torch.testing.assert_close(step(logits, target, number).clone(), expected)
