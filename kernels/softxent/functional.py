@@ -170,8 +170,8 @@ def fused_softmax_xent_with_stats(
     or whose sample weight is 0, has 0, prediction -1 and False; one without a softmax (NaN, +inf, nothing but -inf),
     or on a GPU with a target out of range, has NaN, -1 and False. Where only the loss is differentiated, a training
     step reads and writes what it does without stats, but that the widest rows are read twice for entropy and prediction
-    (README). An incoming gradient of a stat has the logits read again in backward: where no gradient of the loss is
-    wanted, reduction="none" spares its making in forward.
+    (docs/kernels.md). An incoming gradient of a stat has the logits read again in backward: where no gradient of the
+    loss is wanted, reduction="none" spares its making in forward.
 
     Raises as `fused_softmax_xent`; ValueError for an unknown stat, RuntimeError for one that is not defined, and for
     `inplace`.
