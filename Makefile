@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint numeric notebook oldest matrix codegen clean
+.PHONY: help train test bench lint numeric notebook docs dist oldest matrix codegen clean
 
 help:
-	@echo "make train | test | bench | lint | numeric | notebook | oldest | matrix | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | numeric | notebook | docs | dist | oldest | matrix | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -55,6 +55,15 @@ notebook: $(INSTALLED)
 		$(VENV)/bin/jupytext --from md --to ipynb --update-metadata '$(KERNEL)' -o $$page.ipynb - || exit 1; \
 	done
 
+# The pages as a site, in site/: every warning is an error.
+docs: $(INSTALLED)
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# The wheel and the source distribution, in dist/: checked, and tried in an environment of their own.
+dist: $(INSTALLED)
+	sh tools/try_wheel.sh
+
 # The kernels with every Triton that users have: imported, interpreted, compiled, emulated. In .venv-triton-* each.
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
@@ -79,7 +88,7 @@ codegen: $(INSTALLED)
 	done
 
 clean:
-	rm -rf .venv .venv-triton-* build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-triton-* .venv-wheel build dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(INSTALLED): requirements/dev.txt setup.py tools/venv.sh
 	sh tools/venv.sh $(VENV)
