@@ -24,6 +24,10 @@ OUTSIDE = (
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
+# What latex2mathml does not do as TeX does: names of functions upright, and a thin space around them.
+OPERATOR = re.compile(r"\\operatorname\{(\w+)\}")
+FUNCTION = re.compile(r"\\(?:log|exp|tanh)\b(?!\s*(?:\(|\\left|[_^]))|\\mathrm\{argmax\}_\w")
+
 
 def in_site(path: str) -> str:
     """The place in the site of a file of the checkout."""
@@ -59,6 +63,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     def drawn(match: re.Match[str]) -> str:
-        return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
+        formula = OPERATOR.sub(r"\\mathrm{\1}", html.unescape(match[2]))
+        spaced = FUNCTION.sub(r"\\,\g<0>\\,", formula)
+        return convert(spaced, display="block" if match[1] == "div" else "inline")
 
     return FORMULA.sub(drawn, content)
