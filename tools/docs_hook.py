@@ -63,8 +63,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     def drawn(match: re.Match[str]) -> str:
-        formula = OPERATOR.sub(r"\\mathrm{\1}", html.unescape(match[2]))
+        formula = OPERATOR.sub(r"\\mathrm{\1}", html.unescape(match[2]).replace("{aligned}", "{align*}"))
         spaced = FUNCTION.sub(r"\\,\g<0>\\,", formula)
-        return convert(spaced, display="block" if match[1] == "div" else "inline")
+        mathml: str = convert(spaced, display="block" if match[1] == "div" else "inline")
+        if "&amp;" in mathml or "&#x00026;" in mathml or "\\" in mathml:
+            raise ValueError(f"{page.file.src_uri}: latex2mathml does not know all of {match[2]}")
+        return mathml
 
     return FORMULA.sub(drawn, content)
