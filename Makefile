@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint numeric notebook docs dist oldest matrix codegen clean
+.PHONY: help train test bench lint numeric notebook docs dist oldest matrix integrations codegen clean
 
 help:
-	@echo "make train | test | bench | lint | numeric | notebook | docs | dist | oldest | matrix | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | numeric | notebook | docs | dist | oldest | matrix | integrations | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -68,6 +68,11 @@ dist: $(INSTALLED)
 matrix: $(INSTALLED)
 	for version in 3.6.0 3.7.1 3.9.0; do sh tools/triton_matrix.sh $$version || exit 1; done
 
+# In the training libraries of requirements/integrations.txt, with tiny models of random weights: nothing is downloaded.
+integrations: $(INSTALLED)
+	sh tools/integrations_env.sh
+	.venv-integrations/bin/python -m pytest -q -p no:cacheprovider -rP --show-capture=stdout tests/test_integrations_*.py $(ARGS)
+
 # The oldest Triton's compiler takes less of the language than its interpreter does, and than later compilers.
 oldest: $(INSTALLED)
 	sh tools/triton_env.sh 3.6.0
@@ -88,7 +93,7 @@ codegen: $(INSTALLED)
 	done
 
 clean:
-	rm -rf .venv .venv-triton-* .venv-wheel build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-triton-* .venv-wheel .venv-integrations build dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(INSTALLED): requirements/dev.txt setup.py tools/venv.sh
 	sh tools/venv.sh $(VENV)
