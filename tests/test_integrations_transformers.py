@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: make integrations")
 
+from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
+
 from memory import peak_bytes  # noqa: E402
 from softxent import dispatch  # noqa: E402
 from softxent.integrations.transformers import (  # noqa: E402
@@ -129,8 +131,11 @@ def test_the_trainers_function_gives_the_loss_of_the_model_itself(name: str, cpu
     assert_same(loss_and_gradients(model, lambda model: function(model(**without), inputs["labels"])), expected)
 
 
-@pytest.mark.parametrize("n_labels, labels", [(1, [[0.5], [1.0]]), (3, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])])
-def test_regression_and_several_labels_keep_their_loss(n_labels: int, labels: list[list[float]], cpu: None) -> None:
+@pytest.mark.parametrize(
+    "n_labels, labels", [(1, [[0.5], [1.0]]), (3, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), (3, [2, 0])], ids=str
+)
+def test_the_problem_type_is_found_as_transformers_finds_it(n_labels: int, labels: list[Any], cpu: None) -> None:
+    """Regression and several labels a row keep their loss."""
     inputs = inputs_of("vit") | {"labels": torch.tensor(labels)}
     stock, ours = (made("ViTForImageClassification", "ViTConfig", **VIT | {"num_labels": n_labels}) for _ in range(2))
     use_fused_xent(ours)
@@ -190,8 +195,7 @@ def test_compiled_in_place_too(cpu: None) -> None:
 @pytest.mark.parametrize("form", [6, 6.0, torch.tensor(6), torch.tensor([6, 6]), torch.full((2, 1), 6.0)], ids=str)
 def test_the_number_of_items_comes_in_every_form(form: Any, cpu: None) -> None:
     logits, labels = torch.randn(BATCH, TOKENS, VOCAB), inputs_of("llama")["labels"]
-    stock = transformers.loss.loss_utils.ForCausalLMLoss
-    expected = stock(logits, labels, VOCAB, form).mean()  # the Trainer takes the mean of a vector
+    expected = ForCausalLMLoss(logits, labels, VOCAB, form).mean()  # the Trainer takes the mean of a vector
     found = causal_lm_loss(logits, labels, VOCAB, form)
     assert found.dim() == 0
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -199,7 +203,7 @@ def test_the_number_of_items_comes_in_every_form(form: Any, cpu: None) -> None:
 
 def test_shifted_labels_are_taken_as_they_are(cpu: None) -> None:
     logits, labels = torch.randn(BATCH, TOKENS, VOCAB), inputs_of("llama")["labels"]
-    stock = transformers.loss.loss_utils.ForCausalLMLoss(logits, None, VOCAB, shift_labels=labels)
+    stock = ForCausalLMLoss(logits, None, VOCAB, shift_labels=labels)
     found = causal_lm_loss(logits, None, VOCAB, shift_labels=labels)
     torch.testing.assert_close(found, stock, rtol=1e-6, atol=0)
     torch.testing.assert_close(found, masked_lm_loss(logits, labels), rtol=0, atol=0)
@@ -212,7 +216,7 @@ def test_the_loss_is_not_rounded_to_half_precision(dtype: torch.dtype, cpu: None
     logits, labels = torch.randn(BATCH, TOKENS, VOCAB).to(dtype), inputs_of("llama")["labels"]
     loss = causal_lm_loss(logits, labels)
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    expected = transformers.loss.loss_utils.ForCausalLMLoss(logits, labels, VOCAB)
+    expected = ForCausalLMLoss(logits, labels, VOCAB)
     torch.testing.assert_close(loss.float(), expected, rtol=1e-6, atol=0)
 
 
@@ -241,8 +245,8 @@ def test_what_cannot_be_served_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
         use_fused_xent(MODELS["llama"]())
 
 
-def test_importing_softxent_imports_no_library() -> None:
-    code = "import sys, softxent.integrations; sys.exit('transformers' in sys.modules)"
+def test_the_library_is_imported_when_it_is_used() -> None:
+    code = "import sys, softxent.integrations.transformers; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "kernels"})
 
 
