@@ -11,7 +11,13 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
 from exactness import composed
-from softxent import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats, log_softmax
+from softxent import (
+    LossAndStats,
+    fused_linear_softmax_xent_with_stats,
+    fused_softmax_xent,
+    fused_softmax_xent_with_stats,
+    log_softmax,
+)
 from softxent.functional import STATS
 
 TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
@@ -155,3 +161,44 @@ def test_opcheck(path: str, device: torch.device, dtype: torch.dtype) -> None:
                     incoming = (dloss, [dloss.expand(6).clone()] if y is index else [])
                     last = ("entropy", False) if y is index else ("", True)
                     torch.library.opcheck(ops.row_loss_backward_.default, (over, *incoming, *rest, *last))
+
+
+@pytest.mark.parametrize("options", [{"normalizer": 0.0}, {"weight": torch.zeros(5)}], ids=["normalizer", "weight"])
+def test_a_stat_has_its_gradient_though_the_loss_is_undefined(
+    path: str, device: torch.device, options: dict[str, Any]
+) -> None:
+    options = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
+
+    def entropy(z: Tensor) -> Tensor:
+        found = fused_softmax_xent_with_stats(z, TARGETS["indices"].to(device), **options).entropy
+        assert found is not None
+        return found.sum()
+
+    z = torch.randn(6, 5, device=device, requires_grad=True)
+    step = torch.compile(entropy, fullgraph=True, backend="aot_eager")
+    ours, expected = (torch.autograd.grad(f(z), z)[0] for f in (step, entropy))
+    assert expected.isfinite().all()
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("stats", [(), ("entropy",), ("prediction",)], ids=str)
+@pytest.mark.parametrize("linear", [False, True])
+def test_other_batch_sizes_compile_nothing_anew(
+    path: str, device: torch.device, linear: bool, stats: tuple[str, ...]
+) -> None:
+    counter = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
+    head = torch.randn(5, 4, device=device)
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        if linear:
+            return fused_linear_softmax_xent_with_stats(x, head, target, stats=stats).loss
+        return fused_softmax_xent_with_stats(x @ head.T, target, stats=stats).loss
+
+    step = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    at_first = 0
+    for n in (6, 7, 9, 12):
+        x = torch.randn(n, 4, device=device, requires_grad=True)
+        target = torch.arange(n, device=device) % 5
+        torch.testing.assert_close(torch.autograd.grad(step(x, target), x), torch.autograd.grad(loss(x, target), x))
+        at_first = at_first or counter.frame_count
+    assert counter.frame_count == at_first

@@ -867,3 +867,39 @@ def test_ddp_and_fsdp2_of_one_process_and_a_weight_that_is_not_gathered() -> Non
     wrapped.reshard()
     with pytest.raises(RuntimeError, match=r"linear_weight is a DTensor.*not tensor parallelism"):
         fused_linear_softmax_xent(case.x, module.linear.weight, case.y)
+
+
+def test_probabilities_that_lie_in_columns_are_compiled() -> None:
+    x, w = torch.randn(6, 8, requires_grad=True), torch.randn(16, 8)
+    p = torch.softmax(torch.randn(16, 6), 0).requires_grad_()
+
+    def loss(x: Tensor, p: Tensor) -> Tensor:
+        return fused_linear_softmax_xent(x, w, p.T)
+
+    step = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(*(torch.autograd.grad(f(x, p), (x, p)) for f in (step, loss)))
+
+
+def test_on_the_meta_device() -> None:
+    x, w = torch.empty(5, 8, device="meta", requires_grad=True), torch.empty(16, 8, device="meta")
+    loss = fused_linear_softmax_xent(x, w, torch.empty(5, dtype=torch.int64, device="meta"))
+    assert loss.shape == () and torch.autograd.grad(loss, x)[0].shape == (5, 8)
+
+
+def test_a_budget_that_backward_has_no_room_in_is_refused_at_once() -> None:
+    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(13, 5, requires_grad=True)
+    p = torch.softmax(torch.randn(6, 13), 1).requires_grad_()
+    for size in range(400, 700, 4):
+        try:
+            loss = fused_linear_softmax_xent(x, w, p, reduction="none", max_logits_bytes=size)
+        except ValueError:
+            continue
+        torch.autograd.grad(loss.sum(), (x, w, p))
+        return
+    raise AssertionError("no budget was enough")
+
+
+def test_no_features_leave_the_bias() -> None:
+    y, b = torch.tensor([0, 1, 2]), torch.randn(13)
+    loss = fused_linear_softmax_xent(torch.empty(3, 0), torch.empty(13, 0), y, b)
+    torch.testing.assert_close(loss, F.cross_entropy(b.expand(3, 13), y))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import implementation, uses_kernels
+from .normalizer import normalizer as sum_of_weights
 from .options import DIFFERENTIABLE, Inputs, Options, Stats, empty_stats, is_given
 from .row_loss import gradients_by_reference, loss_of_nothing
 from .transforms import in_higher_order_backward
@@ -95,7 +96,13 @@ class Traced(torch.autograd.Function):
             (made,) = ctx.saved_tensors
             return None, torch.where(made == 0, made, made * dloss), *[None] * (4 + len(given.split()))
         logits, target, *rest = ctx.saved_tensors
+        weight, _, normalizer = rest[:3]
         pairs = [(name, dx) for name, dx in zip(names.split(), grads[1:], strict=True) if name in DIFFERENTIABLE]
+        if pairs and reduction != "none":  # 0 of a loss that nobody differentiates: it may be divided by nothing
+            if reduction == "mean":
+                n = sum_of_weights(target, weight, ignore_index, dloss.dtype) if normalizer is None else normalizer[0]
+                dloss = torch.where(dloss == 0, 0, dloss / n)
+            dloss, reduction = dloss.expand(logits.shape[0]), "none"
         arguments: Any = (target, *rest[:3], list(rest[3:]), ignore_index, reduction, given)
         if not torch.compiler.is_compiling() and in_higher_order_backward(dloss):
             inputs, options = _unpacked(logits, *arguments)

@@ -234,6 +234,7 @@ def _loss_and_stats(
     inplace = inplace and torch.is_grad_enabled() and input.requires_grad
     if inplace:
         read = {"target": target, "sample_weight": sample_weight, "normalizer": normalizer}
+        read |= {"label_smoothing": eps, "z_loss": zeta, "softcap": cap}
         check_inplace(input, logits, weight, logit_scale, **read)
     soft = target.is_floating_point()
     y = _rows(target, class_dim, n_cols) if soft else target if target.dim() == 1 else target.reshape(-1)

@@ -243,7 +243,7 @@ def _linear(
             predicting = shape.numel() // shape[-1] * (shape[-1] - 1)
             divisor = predicting if divisor is None and reduction == "mean" else divisor
             how = how._replace(valid_rows=min(how.valid_rows or predicting, predicting))
-    x = input.reshape(-1, input.shape[-1])
+    x = input.reshape(shape.numel(), input.shape[-1])
     inputs = Inputs(logits[: len(y)], y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
     if reduction == "mean":
         if divisor is None:
@@ -292,7 +292,7 @@ def _how(
             f"accum_dtype must be {linear_weight.dtype}, as linear_weight, or float32, got {accum_dtype}"
         )
     device = input.device.type
-    cast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
+    cast = device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64
     operand = torch.get_autocast_dtype(device) if cast else input.dtype
     allowed = [input.dtype] if input.dtype == torch.float64 else [input.dtype, torch.float32]
     if linear_weight.dtype not in (DTYPES[1:] if cast else allowed):
@@ -341,6 +341,8 @@ def _check_target(input: Tensor, target: Tensor, n_cols: int, several: bool) -> 
             raise RuntimeError(
                 f"ids must be integers of shape {(*shape, 'K')}, got {target.dtype} {tuple(target.shape)}"
             )
+        if target.shape[-1] == 0:
+            raise RuntimeError(f"ids must hold a class for each token, got shape {tuple(target.shape)}")
         return
     expected = (*shape, n_cols) if target.is_floating_point() else shape
     if target.shape != expected:

@@ -244,8 +244,12 @@ def _run(
     names: Sequence[str],
     wanted: Gradients,
     given: Given | None,
+    later: Gradients | None = None,
 ) -> tuple[Tensor | None, Stats, Gradients]:
-    """The loss, the stats and the gradients that are wanted, of `given`: of the loss itself if it is None."""
+    """The loss, the stats and the gradients that are wanted, of `given`: of the loss itself if it is None.
+
+    later: those that backward will want, for which the bytes have to suffice too.
+    """
     if given is None:
         _check_exist(inputs, len(head.weight), options)
     rows, inputs = _that_count(inputs, options, how.valid_rows)
@@ -253,6 +257,8 @@ def _run(
     n_rows = len(target)
     count = n_rows if rows is None else len(rows)
     sizes = _sizes(head, inputs, how, wanted, count, rows is not None)
+    if later is not None:
+        _sizes(head, inputs, how, later, count, rows is not None)
     products = _Products(head, how, sizes, wanted, n_rows, rows is None)
     loss, stats = None, Stats()
     if given is None:
@@ -261,7 +267,7 @@ def _run(
         stats = Stats(**dict(zip(names, _empty(names, target, acc), strict=True)))
         if options.reduction == "mean" and inputs.normalizer is not None and count == 0:
             loss = loss / inputs.normalizer[0]
-    dtarget = torch.zeros_like(target) if wanted.target else None
+    dtarget = target.new_zeros(target.shape) if wanted.target else None
     for start in range(0, count, sizes.rows):
         at: Any = slice(start, min(count, start + sizes.rows))
         at = at if rows is None else rows[at]
@@ -299,7 +305,7 @@ def _run(
 
 def _empty(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tensor]:
     """As rows have them that do not count."""
-    n_rows = len(target)
+    n_rows = target.shape[0]  # len() of a symbol would be compiled in
     whole = {"prediction": torch.int64}
     return [target.new_full((n_rows,), -1 if name in whole else 0, dtype=whole.get(name, acc)) for name in names]
 
@@ -467,11 +473,11 @@ def linear_rows(
     tensors = input, linear_weight, linear_bias, target, weight, sample_weight, normalizer, logit_scale
     packed = ignore_index, reduction, given, numbers, max_bytes, valid_rows, accumulator, operand
     head, inputs, options, how = _unpacked(tensors, packed)
-    found, now = names.split(), Gradients(*wanted)
+    found, now, later = names.split(), Gradients(*wanted), None
     if not made_in_forward(head, options, how, found):
-        now = Gradients()
+        now, later = Gradients(), now
     with torch.autocast(input.device.type, enabled=False):
-        loss, stats, gradients = _run(head, inputs, options, how, found, now, None)
+        loss, stats, gradients = _run(head, inputs, options, how, found, now, None, later)
     assert loss is not None
     return [loss, *(getattr(stats, name) for name in found), *(x for x in gradients if x is not None)]
 

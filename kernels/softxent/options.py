@@ -51,4 +51,4 @@ def empty_stats(wanted: frozenset[str], logits: Tensor) -> Stats:
     """Room for those that are wanted: float32, or float64 for float64 logits; the prediction int64."""
     acc = torch.promote_types(logits.dtype, torch.float32)
     dtypes = {name: torch.int64 if name == "prediction" else acc for name in wanted}
-    return Stats(**{name: logits.new_empty(len(logits), dtype=dtype) for name, dtype in dtypes.items()})
+    return Stats(**{name: logits.new_empty(logits.shape[0], dtype=dtype) for name, dtype in dtypes.items()})

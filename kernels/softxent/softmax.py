@@ -41,7 +41,7 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
     z = input if dtype is None else input.to(dtype)
     if z.dtype not in DTYPES:
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
-    wide = z.dtype == torch.float32 and z.device.type == "cpu" and z.dim() > 0 and z.shape[dim] > MANY
+    wide = z.dtype == torch.float32 and z.device.type == "cpu" and -z.dim() <= dim < z.dim() and z.shape[dim] > MANY
     ours = (dispatch.uses_kernels(z) or wide) and not is_traced(z)  # a compiler fuses its own with the rest
     if not ours or z.dim() == 0 or z.numel() == 0 or in_transform(z):
         return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
