@@ -12,10 +12,10 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 ARGS =
 
-.PHONY: help train test bench lint numeric notebook docs dist oldest matrix integrations codegen clean
+.PHONY: help train test bench lint numeric notebook docs dist oldest newest matrix integrations codegen clean
 
 help:
-	@echo "make train | test | bench | lint | numeric | notebook | docs | dist | oldest | matrix | integrations | codegen | clean      see the top of the Makefile"
+	@echo "make train | test | bench | lint | numeric | notebook | docs | dist | oldest | newest | matrix | integrations | codegen | clean      see the top of the Makefile"
 
 train: $(INSTALLED)
 	PYTHONPATH=kernels $(RUN) -m fmnist train $(ARGS)
@@ -78,6 +78,11 @@ oldest: $(INSTALLED)
 	sh tools/triton_env.sh 3.6.0
 	.venv-triton-3.6.0/bin/python -m pytest -q -p no:cacheprovider -n auto tests/test_compiles.py tests/test_handles.py \
 		-k "cuda:80 or handles"
+
+# What the newest Triton's compiler emits, executed: it fuses products where others do not.
+newest: $(INSTALLED)
+	sh tools/triton_env.sh 3.9.0
+	.venv-triton-3.9.0/bin/python -m pytest -q -p no:cacheprovider tests/test_emulated.py
 
 # What the compilers make of the launch choices, one for each way that rows are taken: a few minutes. As many GPUs at a time
 # as there are cores. Then read `git diff`. Every choice, in an hour for a GPU: python bench/codegen.py --faults cuda:90
