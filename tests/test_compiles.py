@@ -6,8 +6,10 @@ processes of their own, because nothing compiles where TRITON_INTERPRET was set 
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,38 @@ def test_a_schedule_of_the_options_compiles_no_kernel_anew() -> None:
     first, *later, without = map(int, process.stdout.split())
     assert first >= 2 and later == [first, first]
     assert without > first  # which is seen
+
+
+def test_the_compilers_of_a_killed_run_end_with_it() -> None:
+    """However it was killed: it cannot end them itself. They would go on for an hour."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command: list[Any] = [sys.executable, ROOT / "bench/codegen.py", "--tested", "cuda:90"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
+        started: set[Path] = set()
+        try:
+            while "spawn_main" not in "".join(map(command_line, started)) and process.poll() is None:
+                time.sleep(0.05)
+                started = set(
+                    map(process_of, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+                )
+        finally:
+            process.kill()
+    assert started
+    until = time.monotonic() + 60
+    while (left := [of for of in started if command_line(of)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    for of in left:
+        os.kill(int(of.name), signal.SIGKILL)
+    assert not left
+
+
+def process_of(number: str) -> Path:
+    return Path("/proc") / number
+
+
+def command_line(process: Path) -> str:
+    """Empty of a process that has ended."""
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:
+        return ""

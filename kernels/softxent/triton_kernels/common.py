@@ -26,6 +26,8 @@ Of a row's stats,
     lse                               times p_j
     entropy = log d + s / d           times p_j * ((m - z_j) - s / d), with s = sum_j exp(z_j - m) * (m - z_j)
 
+    and there log d = log1p(d - 1) whichever class is the largest, d - 1 summed without it.
+
 An ignored row has loss, stats and gradient 0 and is not read; nor is one of sample weight 0. A target outside
 [0, n_cols) gives NaN in that row's loss and gradient, and an assertion where Triton's debug mode is on; nothing is read
 through it.
@@ -296,11 +298,17 @@ def times_slope(dz, slope, extras):
 
 @triton.jit
 def log_normalizer(m, rest, z_y):
-    """d, and log d. Where the target is the largest, log1p(rest): Kahan's log(d) * rest / (d - 1), d = fl(1 + rest)."""
+    """d, and log d. Where the target is the largest, log1p(rest)."""
     d = rest + exp(z_y - m)
+    return d, log_of(d, rest, z_y == m)
+
+
+@triton.jit
+def log_of(d, rest, apart):
+    """log d; with `apart`, d = fl(1 + rest), log1p(rest): Kahan's log(d) * rest / (d - 1)."""
     log_d = tl.log(d)
     exact = tl.where(d == 1.0, rest, log_d * (rest * reciprocal(tl.where(d == 1.0, 1.0, d - 1.0))))
-    return d, tl.where(z_y == m, exact, log_d)
+    return tl.where(apart, exact, log_d)
 
 
 @triton.jit
@@ -391,14 +399,20 @@ def gradient_of_row(
 
 
 @triton.jit
-def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment, best):
+def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, below, moment, best):
     """What is wanted of rows besides their loss; of one that does not count 0, and class -1; of one whose target does
-    not exist NaN, and -1."""
+    not exist NaN, and -1.
+
+    below: sum of exp(z_j - m) over z_j < m, j != y. Where another class than the target is the largest, and d < 2 says
+    that it is alone, d = 1 + below + exp(z_y - m).
+    """
     undefined = nan_unless(valid, m.dtype)
     if outputs.lse is not None:
         tl.store(outputs.lse + rows, tl.where(active, m + log_d + undefined, 0.0), mask=in_range)
     if outputs.entropy is not None:
-        entropy = log_d + moment * reciprocal(d) + undefined
+        but_one = below + exp(z_y - m)
+        log_d_apart = log_of(1.0 + but_one, but_one, True)
+        entropy = tl.where((z_y < m) & (d < 2.0), log_d_apart, log_d) + moment * reciprocal(d) + undefined
         tl.store(outputs.entropy + rows, tl.where(active, entropy, 0.0), mask=in_range)
     if outputs.target_logprob is not None:
         log_p = undefined - (behind(m, z_y) + log_d)

@@ -134,7 +134,7 @@ def step_of_rows(
     if SOFT:
         t_ptr = rows_at(target_ptr, rows, strides.target_row, GIVEN)
     rest = tl.zeros([rows.shape[0], SPAN], acc)
-    moment, total, gap = rest, rest, rest
+    below, moment, total, gap = rest, rest, rest, rest
     best = tl.full([rows.shape[0], SPAN], N_COLS, tl.int32)
     e = ()
     u = ()
@@ -146,6 +146,7 @@ def step_of_rows(
         e = e + (e_k,)  # noqa: RUF005
         if MOMENT:
             moment += moment_of(e_k, of_row(m) - z[k])
+            below += tl.where(z[k] == of_row(m), 0.0, e_k)
         if outputs.prediction is not None:
             best = tl.minimum(best, tl.where(z[k] == of_row(m), at, N_COLS))
         if U:
@@ -169,7 +170,7 @@ def step_of_rows(
     d, log_d, loss = loss_of_target(m, rest, z_y, w_y, v, eps, extras)
     if U:
         loss += share * (total * log_d + tl.sum(gap, 1))
-    store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment, tl.min(best, 1))
+    store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, tl.sum(below, 1), moment, tl.min(best, 1))
 
     # gradients
     if dlogits_ptr is not None or dtarget_ptr is not None:

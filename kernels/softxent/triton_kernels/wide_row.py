@@ -132,7 +132,7 @@ def add_chunk(
     BEST: tl.constexpr,
 ):
     """The sums and those of a chunk, relative to the maximum of both: of [low, high) but the target class."""
-    m, rest, moment, total, gap, best = sums
+    m, rest, below, moment, total, gap, best = sums
     extras = formula[3]
     z, _ = logit_map(x, None, extras, m.dtype)
     u = z
@@ -155,26 +155,30 @@ def add_chunk(
     if MOMENT:
         moment = less * (moment + risen * rest)
         moment += tl.sum(tl.sum(moment_of(e, shift[None, :, None] - z), 2), 0)
+        below = tl.where(highest > m, less * rest, below)
+        below += tl.sum(tl.sum(tl.where(z == highest[None, :, None], 0.0, e), 2), 0)
     rest = rest * less + tl.sum(tl.sum(e, 2), 0)
     if U:
         gap += raised(total, risen) + tl.sum(tl.sum(weighed_gap(shift[None, :, None], z, u), 2), 0)
         total += tl.sum(tl.sum(u, 2), 0)
-    return highest, rest, moment, total, gap, best
+    return highest, rest, below, moment, total, gap, best
 
 
 @triton.jit
 def sums_of_row(sums):
     """The row's sums, from those of its threads. Their products are rounded before lanes exchange them, which is what
     fma with 0 says: fused into the first exchange they would leave lanes of a warp with sums a bit apart."""
-    m, rest, moment, total, gap, best = sums
+    m, rest, below, moment, total, gap, best = sums
     highest = tl.max(m, 0)
     less = exp(m - finite_or_zero(highest))
     risen = tl.where(m == float("-inf"), 0.0, highest - m)
     moment = tl.sum(tl.fma(less, moment + risen * rest, 0.0), 0)
-    rest = tl.sum(tl.fma(less, rest, 0.0), 0)
+    rest = tl.fma(less, rest, 0.0)
+    below = tl.sum(tl.where(m == highest, below, rest), 0)
+    rest = tl.sum(rest, 0)
     gap = tl.sum(gap + raised(total, risen), 0)
     best = tl.min(tl.where(m == highest, best, NOWHERE), 0)
-    return highest, rest, moment, tl.sum(total, 0), gap, best
+    return highest, rest, below, moment, tl.sum(total, 0), gap, best
 
 
 @triton.jit
@@ -309,7 +313,7 @@ def wide_row_kernel(
 
     # 1
     zero = tl.zeros([THREADS], acc)
-    sums = zero + INF, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32)
+    sums = zero + INF, zero, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32)
     held = ()
     for k in tl.static_range(HELD):
         x = load_chunk(x_ptr, strides.col, k * CHUNK + lane, first, until, INF, "evict_first", THREADS, GRANULE, ODD)
@@ -320,18 +324,18 @@ def wide_row_kernel(
         if SOFT:
             t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, FIRST, THREADS, GIVEN, ODD)
         sums = add_chunk(sums, held[k], t, at, k * CHUNK, first, until, at_y, formula, CHUNK, SOFT, U, MOMENT, BEST)
-    m, rest, moment, total, gap, best = sums
+    m, rest, below, moment, total, gap, best = sums
     for start in range(HELD * CHUNK, until, CHUNK):
         at = start + lane
         x = load_chunk(x_ptr, strides.col, at, first, until, INF, FIRST, THREADS, GRANULE, ODD)
         t = x
         if SOFT:
             t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, FIRST, THREADS, GIVEN, ODD)
-        sums = m, rest, moment, total, gap, best
-        m, rest, moment, total, gap, best = add_chunk(
+        sums = m, rest, below, moment, total, gap, best
+        m, rest, below, moment, total, gap, best = add_chunk(
             sums, x, t, at, start, first, until, at_y, formula, CHUNK, SOFT, U, MOMENT, BEST
         )
-    sums = m, rest, moment, total, gap, best
+    sums = m, rest, below, moment, total, gap, best
     x_end = zero[None, :, None]
     t_end = x_end
     if ODD:
@@ -341,7 +345,9 @@ def wide_row_kernel(
         sums = add_chunk(sums, x_end, t_end, ends, -1, low, until_end, at_y, formula, 0, SOFT, U, MOMENT, BEST)
 
     # 2
-    runner_up, rest, moment, total, gap, best = sums_of_row(sums)
+    runner_up, rest, below, moment, total, gap, best = sums_of_row(sums)
+    if MOMENT:  # beside the 1 of a largest that is alone, the others would have lost digits
+        rest = tl.where((rest >= 1.0) & (rest < 2.0), 1.0 + below, rest)
     m = tl.where(active, tl.maximum(runner_up, z_y), 0.0)
     risen = tl.where(runner_up == INF, 0.0, m - runner_up)
     over = exp(runner_up - m)
@@ -356,7 +362,7 @@ def wide_row_kernel(
     if outputs.loss is not None:
         tl.store(outputs.loss + row, loss.to(outputs.loss.dtype.element_ty))
     best = better_of(z_y, target, runner_up, best - low)
-    store_stats(outputs, row, row < n_rows, active, valid, m, d, log_d, z_y, moment, best)
+    store_stats(outputs, row, row < n_rows, active, valid, m, d, log_d, z_y, below, moment, best)
 
     # 3
     if WRITES:
