@@ -38,9 +38,7 @@ Special instructions are those of the units for exponentials and reciprocals.
 The machine code has another number of instructions than are executed here, because
 
 * ptxas makes fewer of PTX: moves vanish, a product and a sum become one, offsets become part of an access;
-* of wide rows, and of softmax's backward, only the loops are counted there, and every path through them: a chunk
-  without an end of its row or the target skips some. Chunks that stay in registers, sums over threads and the ends of
-  odd rows are counted here alone;
+* of wide rows every path through a chunk is counted there: one without an end of its row or the target skips some;
 * what is computed once a row weighs more where a row has few values, or a tile has more columns than the row: threads
   beyond its end go through the same instructions, and are counted here where no branch skips them.
 
@@ -50,7 +48,7 @@ within a sector. A wide row is loaded twice, but for what stays in registers, an
 
 
 def rows(name: str, case: Case) -> Iterator[list[str]]:
-    from offline import count
+    from offline import opcodes
     from ptx.emulated import Emulated
 
     with Emulated(case.arch) as launches:
@@ -62,15 +60,14 @@ def rows(name: str, case: Case) -> Iterator[list[str]]:
         totals = launch.report.totals()
         static: dict[str, Any] = {"kernel": launch.name, "constants": launch.constants, "n_cols": case.n_cols}
         static["threads"] = launch.report.kernel.threads
-        static["instructions"], static["loops"] = count(launch.code)
-        in_code = per_value(static)
+        in_code = per_value(static, *opcodes(launch.code))
         sectors = totals["load_sectors"] + totals["store_sectors"]
         yield [
             name,
             launch.name.split(".")[1].removesuffix("_kernel"),
             f"{totals['instructions'] / values:.1f}",
             f"{totals['special'] / values:.2f}",
-            "" if in_code is None else f"{in_code:.1f}",
+            "" if in_code is None else f"{in_code['issue']:.1f}",
             f"{totals['load_sectors'] / max(1, totals['loads']):.1f}",
             f"{totals['store_sectors'] / max(1, totals['stores']):.1f}",
             f"{sectors / values:.3f}",

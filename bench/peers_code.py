@@ -68,8 +68,12 @@ def compiled(contender: Contender, case: Case, target: str, ours: bool) -> Itera
         row = kernel.as_dict() | {"n_cols": case.n_cols, "options": ""}
         if row["kernel"].startswith("mean."):  # ours: sums of a number a row, and the gradient's scale, which is 1
             continue
-        row["instructions"], row["loops"] = kernel.count()
-        values = codegen.per_value(row) if ours else per_value(row)
+        code, loops = kernel.opcodes()
+        if ours:
+            by_pipe = codegen.per_value(row, code, loops)
+            values = None if by_pipe is None else by_pipe["issue"]
+        else:
+            values = per_value(row, len(code), sum(map(len, loops)))
         block = next((row["constants"][key] for key in BLOCKS if key in row["constants"]), "")
         yield (
             *(row["kernel"].removesuffix("_kernel"), block, row["threads"], row["registers"]),
@@ -89,15 +93,15 @@ def zeros(case: Case) -> Inputs:
     return Inputs(logits, torch.zeros(case.n_rows, dtype=torch.int64), gradient)
 
 
-def per_value(row: dict[str, Any]) -> float | None:
+def per_value(row: dict[str, Any], instructions: int, looped: int) -> float | None:
     """Instructions for each value of a row; None for a kernel that works on no block of it."""
     block = row["constants"].get("BLOCK_SIZE", row["constants"].get("BLOCK"))
     if block is None:
         return None
     blocks = -(-row["n_cols"] // block)
-    looped = sum(row["loops"]) if blocks > 1 else 0
+    looped = looped if blocks > 1 else 0
     # a program for each block of a row has no loop; then all of it is done for each block
-    instructions = looped * blocks + (row["instructions"] - looped) * (1 if looped else blocks)
+    instructions = looped * blocks + (instructions - looped) * (1 if looped else blocks)
     return float(instructions * row["threads"] / row["n_cols"])
 
 

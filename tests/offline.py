@@ -49,11 +49,11 @@ class Compiled:
         """All but the code."""
         return {name: value for name, value in asdict(self).items() if name != "code"}
 
-    def count(self) -> tuple[int, list[int]]:
-        return count(self.code)
+    def opcodes(self) -> tuple[list[str], list[list[str]]]:
+        return opcodes(self.code)
 
 
-def count(code: str | bytes) -> tuple[int, list[int]]:
+def opcodes(code: str | bytes) -> tuple[list[str], list[list[str]]]:
     """The instructions of AMD's assembly, or a cubin, and those of each innermost loop. The disassembler takes most of
     a second."""
     return _loops(_amdgcn(code) if isinstance(code, str) else _sass(code))
@@ -232,7 +232,7 @@ def _tool(name: str, flag: str, cubin: bytes) -> str:
 
 
 def _sass(cubin: bytes) -> list[tuple[str, str]]:
-    """The instructions of a cubin: ("label", its name), ("branch", where to) or ("", text)."""
+    """The instructions of a cubin: ("label", its name), ("branch", where to) or ("", opcode)."""
     text = _tool("nvdisasm", "-c", cubin)
     code = []
     for line in text.splitlines():
@@ -255,18 +255,19 @@ def _amdgcn(text: str) -> list[tuple[str, str]]:
     return code
 
 
-def _loops(code: list[tuple[str, str]]) -> tuple[int, list[int]]:
-    """How many instructions there are, and in each loop that contains no other; a branch to itself is no loop."""
-    count, labels, loops = 0, {}, []
+def _loops(code: list[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """Its instructions, and those of each loop that contains no other; a branch to itself is no loop."""
+    found: list[str] = []
+    labels, loops = {}, []
     for kind, text in code:
         if kind == "label":
-            labels[text] = count
+            labels[text] = len(found)
             continue
-        count += 1
-        if kind == "branch" and count - labels.get(text, count) > 1:
-            loops.append((labels[text], count))
-    inner = [b - a for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
-    return count, inner
+        found.append(kind or text)
+        if kind == "branch" and len(found) - labels.get(text, len(found)) > 1:
+            loops.append((labels[text], len(found)))
+    inner = [found[a:b] for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    return found, inner
 
 
 def _last_int(pattern: str, text: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bench.codegen import TARGETS, narrow, over_budget
+from bench.pipes import BYTES_A_CLOCK, by_pipe, slowest
 
 ROOT = Path(__file__).parents[1]
 KERNELS = {
@@ -58,6 +59,16 @@ def test_compiles_without_spills_and_in_wide_accesses(target: str) -> None:
         assert not over_budget(kernel), kernel
         if target == "cuda:90" and kernel["options"] == "" and kernel["n_cols"] <= 131072 // kernel["itemsize"]:
             assert kernel["resident_warps"] >= 2 * kernel["threads"] // 32, kernel  # one loads while the other stores
+
+
+def test_the_slowest_pipe_is_the_one_that_takes_longest() -> None:
+    counted = by_pipe(["FFMA.FTZ", "MUFU.EX2", "F2F.F64.F32", "ISETP.GE.AND", "BRA", "LDG.E.128"])
+    assert counted == {"issue": 6, "fma": 1, "mufu": 2, "alu": 1, "lsu": 1}
+    assert slowest({"issue": 128.0, "mufu": 32.0}, BYTES_A_CLOCK) == ("mufu", 2.0)
+    row = {"target": "cuda:90", "dtype": "float32", "itemsize": 4, "n_cols": 4096, "options": "", "constants": {}}
+    at_goal = 0.8 * (8 + 12 / 4096) / BYTES_A_CLOCK * 128
+    for busy, over in ((0.99, False), (1.01, True)):
+        assert over_budget(row | {"stores": 3, "per_value": {"issue": busy * at_goal}}) is over
 
 
 SCHEDULE = """
