@@ -113,6 +113,11 @@ def cases(some: bool) -> Iterator[Case]:
             ):
                 for options in OPTIONS:
                     yield Case(dtype, n_cols, options)
+            if n_cols in (5000, 50257) or (not some and n_cols > 1024):
+                yield Case(dtype, n_cols, {"op": "shard"})
+            if (not some and n_cols > 1024) or (dtype, n_cols) == ("bfloat16", 32000):
+                yield Case(dtype, n_cols, ALL | {"op": "shard", "stats": "differentiated"})
+                yield Case(dtype, n_cols, ALL | {"op": "shard", "target": "float32"})
             if not some or n_cols in (10, 50257):
                 yield Case(dtype, n_cols, {"op": "softmax"})
                 yield Case(dtype, n_cols, {"op": "log_softmax"})
@@ -130,7 +135,7 @@ def run(case: Case) -> None:
         getattr(softxent, op)(logits, 1).backward(logits.detach())
         return
     target = torch.zeros(n_rows, dtype=torch.int64)
-    if op == "probabilities":
+    if op == "probabilities" or (op == "shard" and "target" in options):
         dtarget, of = options.pop("dtarget", False), options.pop("target", case.dtype)
         target = torch.zeros_like(logits, dtype=getattr(torch, of), requires_grad=dtarget)
     if "weight" in options:
@@ -138,6 +143,12 @@ def run(case: Case) -> None:
     if "sample_weight" in options:
         options["sample_weight"] = torch.ones(n_rows)
     stats = options.pop("stats", None)
+    if op == "shard":
+        from softxent.options import Inputs, Options
+
+        inputs = Inputs(logits.detach(), target, options.pop("weight", None), options.pop("sample_weight", None))
+        shard_step(inputs, Options(**options), stats is not None)
+        return
     if stats is None:
         softxent.fused_softmax_xent(logits, target, **options).sum().backward()
         return
@@ -146,6 +157,25 @@ def run(case: Case) -> None:
         torch.autograd.backward([getattr(found, name).sum() for name in ("lse", "entropy", "target_logprob")])
     else:
         found.loss.backward()
+
+
+def shard_step(inputs: Any, options: Any, stats: bool) -> None:
+    """Of the rows of a shard, the second of eight; what the ranks exchange is no kernel of ours."""
+    from softxent.options import Stats
+    from softxent.parallel.shards import Shard, fields_of
+    from softxent.triton_kernels import shards
+
+    n_cols = inputs.logits.shape[1]
+    shard = Shard(n_cols, n_cols, 8 * n_cols, None)
+    wanted = ("lse", "entropy", "prediction") if stats else ()
+    fields = fields_of(inputs, options, wanted)
+    gathered = torch.stack([shards.sums(inputs, options, shard, fields)] * 8)
+    loss, of_rows, row = shards.combine(gathered, inputs, options, shard, fields, wanted)
+    dlogits = shards.gradient_like(inputs.logits, inputs.logits.dtype)
+    dstats = of_rows._replace(prediction=None) if stats else Stats()
+    soft = inputs.target.is_floating_point()
+    dtarget = shards.gradient_like(inputs.logits, inputs.target.dtype) if soft else None
+    shards.gradient(row, loss, dstats, inputs, options, shard, dlogits, dtarget)
 
 
 def measure(target: str, some: bool, all_counted: bool) -> Iterator[dict[str, Any]]:
@@ -202,12 +232,15 @@ def slowest_pipe(row: dict[str, Any]) -> tuple[str, float] | None:
 def narrow(row: dict[str, Any]) -> bool:
     """Whether wide rows are not accessed 16 bytes at a time, but for single accesses: of a row's target, its logit and
     its weights, the mean's divisor, the loss and the stats; and of the ends of odd rows."""
-    if row["kernel"] != "wide_row.wide_row_kernel" or row["constants"]["GRANULE"] == 1:
-        return False
     constants = row["constants"]
+    if constants.get("GRANULE", 1) == 1:
+        return False
     aligned = not constants["ODD"] and row["dtype"] != "float64"
     if row["target"].startswith("hip") and not aligned:  # as far as AMD's compiler sees
         return False
+    if row["kernel"] != "wide_row.wide_row_kernel":  # of a shard: read once, and written or not
+        writes = row["kernel"] == "shard_row.gradient_kernel"
+        return bool(row["wide_loads"] < constants["UNROLL"] or row["wide_stores"] < writes * constants["UNROLL"])
     step = row["wide_stores"] > 0 or row["stores"] > 6  # more than the loss and the stats
     stores = constants["UNROLL"] * (1 + constants["HELD"])
     loads = stores + step * constants["UNROLL"]  # of those that are not held, twice

@@ -28,6 +28,9 @@ KERNELS = {
     "mean.reduce_kernel",
     "mean.scale_kernel",
     "softmax.softmax_backward_kernel",
+    "shard_row.sums_kernel",
+    "shard_row.combine_kernel",
+    "shard_row.gradient_kernel",
 }
 
 pytestmark = pytest.mark.skipif(

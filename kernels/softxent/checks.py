@@ -1,11 +1,13 @@
 """What the arguments must be. PyTorch's exception types, and messages with the shapes and the values."""
 
 import numbers
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .transforms import in_transform, is_traced
@@ -16,8 +18,8 @@ REDUCTIONS = ("none", "mean", "sum")
 REAL, INTEGRAL = (float, int, numbers.Real), (int, numbers.Integral)  # Python's own are found at once
 
 
-def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
-    """The number of classes, or an error."""
+def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, shard: bool = False) -> int:
+    """The number of classes, or an error. shard: of classes, so that there may be none."""
     _check_are_tensors(input, target, weight)
     if input.dtype not in DTYPES:
         raise NotImplementedError(f"input must be float64, float32, bfloat16 or float16 logits, got {input.dtype}")
@@ -31,7 +33,7 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
     else:
         _check_indices(input, target)
     n_cols = input.shape[0 if input.dim() == 1 else 1]
-    if n_cols == 0 and target.numel() > 0:
+    if n_cols == 0 and target.numel() > 0 and not shard:
         raise IndexError(f"no class to choose from: {_shapes(input, target)}")
     if weight is not None:
         if weight.shape != (n_cols,):
@@ -47,6 +49,13 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> int:
     return n_cols
 
 
+def is_dtensor(x: Any) -> bool:
+    if type(x) in (Tensor, Parameter):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")  # of which there is none before it is imported
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def _check_are_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> None:
     for name, tensor in (("input", input), ("target", target), ("weight", weight)):
         if type(tensor) is Tensor or (name == "weight" and tensor is None):
@@ -54,9 +63,14 @@ def _check_are_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> 
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, not {type(tensor).__name__}")
         if is_traceable_wrapper_subclass(tensor) and not is_traced(tensor):
+            if is_dtensor(tensor):
+                raise NotImplementedError(
+                    f"{name} is a DTensor beside an input that is none: make one of the logits, DTensor.from_local(), "
+                    f"or pass {name}.to_local() or {name}.full_tensor()"
+                )
             raise NotImplementedError(
-                f"{name} is a {type(tensor).__name__}, which is not supported: pass a plain tensor, "
-                "such as a DTensor's .to_local()"
+                f"{name} is a {type(tensor).__name__}, which is not supported: pass a plain tensor, such as its "
+                "to_local()"
             )
 
 

@@ -1,7 +1,7 @@
 """The public operations: PyTorch's arguments checked and turned into rows, the loss in PyTorch's shape and dtype."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .checks import (
     check_stats,
     check_tensors,
     check_z_loss,
+    is_dtensor,
     legacy_reduction,
 )
 from .normalizer import normalizer as sum_of_weights
@@ -116,7 +117,7 @@ def fused_softmax_xent(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    loss, _ = _loss_and_stats(
+    arguments = (
         input,
         target,
         weight,
@@ -130,9 +131,8 @@ def fused_softmax_xent(
         normalizer,
         loss_dtype,
         inplace,
-        (),
     )
-    return loss
+    return _of_dtensor(arguments, ()).loss if is_dtensor(input) else loss_of(call_of(*arguments), ())[0]
 
 
 def fused_softmax_xent_with_stats(
@@ -177,7 +177,7 @@ def fused_softmax_xent_with_stats(
     `inplace`.
     """
     wanted = check_stats(stats, STATS, target, inplace)
-    loss, found = _loss_and_stats(
+    arguments = (
         input,
         target,
         weight,
@@ -191,8 +191,21 @@ def fused_softmax_xent_with_stats(
         normalizer,
         loss_dtype,
         False,
-        wanted,
     )
+    if is_dtensor(input):
+        return _of_dtensor(arguments, wanted)
+    return loss_and_stats(*loss_of(call_of(*arguments), wanted), target, wanted)
+
+
+def _of_dtensor(arguments: Any, wanted: tuple[str, ...]) -> LossAndStats:
+    from .parallel.dtensor import dtensor_loss
+
+    found: LossAndStats = dtensor_loss(*arguments, wanted)
+    return found
+
+
+def loss_and_stats(loss: Tensor, found: Stats, target: Tensor, wanted: Collection[str]) -> LossAndStats:
+    """The stats in the shape of class indices."""
     shape = target.shape
     if target.is_floating_point():
         shape = target.shape[1:] if target.dim() == 1 else target.shape[:1] + target.shape[2:]
@@ -205,7 +218,23 @@ def fused_softmax_xent_with_stats(
     return LossAndStats(loss, rows.lse, rows.entropy, rows.target_logprob, prediction, correct)
 
 
-def _loss_and_stats(
+class Call(NamedTuple):
+    """A call as rows, checked."""
+
+    inputs: Inputs
+    options: Options
+    shape: torch.Size  # of class indices
+    loss_dtype: torch.dtype
+    inplace: bool
+
+
+def loss_of(call: Call, wanted: tuple[str, ...]) -> tuple[Tensor, Stats]:
+    """The loss in PyTorch's shape, and the stats of rows."""
+    loss, stats = _of_rows(call.inputs, call.options, call.loss_dtype, call.inplace, wanted)
+    return loss.reshape(call.shape) if call.options.reduction == "none" else loss, stats
+
+
+def call_of(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -219,9 +248,10 @@ def _loss_and_stats(
     normalizer: float | Tensor | None,
     loss_dtype: torch.dtype | None,
     inplace: bool,
-    wanted: tuple[str, ...],
-) -> tuple[Tensor, Stats]:
-    n_cols = check_tensors(input, target, weight)
+    shard: bool = False,
+) -> Call:
+    """shard: whether the classes are some of all, or none."""
+    n_cols = check_tensors(input, target, weight, shard)
     check_options(target, ignore_index, reduction, loss_dtype)
     eps, zeta = check_label_smoothing(label_smoothing, input), check_z_loss(z_loss, input)
     cap, scale = check_softcap(softcap, input), check_logit_scale(logit_scale, input)
@@ -246,9 +276,8 @@ def _loss_and_stats(
     inputs = Inputs(logits, y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
     options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
     if divisor is not None:
-        inputs = inputs._replace(normalizer=_as_vector(divisor, logits))
-    loss, stats = _of_rows(inputs, options, loss_dtype, inplace, wanted)
-    return loss.reshape(shape) if reduction == "none" else loss, stats
+        inputs = inputs._replace(normalizer=as_vector(divisor, logits))
+    return Call(inputs, options, shape, loss_dtype, inplace)
 
 
 def _of_rows(
@@ -277,7 +306,7 @@ def _of_rows(
             skipped = inputs.sample_weight == 0
             found = {name: x for name, x in stats._asdict().items() if x is not None}
             stats = Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
-        return _reduced(loss, inputs, options).to(loss_dtype), stats
+        return reduced(loss, inputs, options).to(loss_dtype), stats
     if traced:
         loss, stats = compiled.row_loss(inputs, options, kernel_stats if not soft else NO_STATS)
         if soft and wanted:
@@ -305,7 +334,7 @@ def _without_loss(options: Options) -> Options:
     return options._replace(ignore_index=-100, reduction="none", label_smoothing=0.0, z_loss=0.0)
 
 
-def _reduced(loss: Tensor, inputs: Inputs, options: Options) -> Tensor:
+def reduced(loss: Tensor, inputs: Inputs, options: Options) -> Tensor:
     """Losses of rows, times their sample weights, reduced."""
     if inputs.sample_weight is not None:
         loss = loss * inputs.sample_weight.to(loss.dtype)
@@ -322,7 +351,7 @@ def _reduced(loss: Tensor, inputs: Inputs, options: Options) -> Tensor:
     return loss.sum() / n
 
 
-def _as_vector(value: float | Tensor, logits: Tensor) -> Tensor:
+def as_vector(value: float | Tensor, logits: Tensor) -> Tensor:
     """[1] in the dtype that the logits are computed in."""
     acc = torch.promote_types(logits.dtype, torch.float32)
     if isinstance(value, Tensor):

@@ -22,7 +22,7 @@ from .checks import (
     check_tensors,
     check_z_loss,
 )
-from .functional import STATS, LossAndStats, _as_vector, _reduced
+from .functional import STATS, LossAndStats, as_vector, reduced
 from .linear_rows import Gradients, Head, How
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats
@@ -248,7 +248,7 @@ def _linear(
     if reduction == "mean":
         if divisor is None:
             divisor = len(y) if soft else sum_of_weights(y, weight, ignore_index, acc)
-        inputs = inputs._replace(normalizer=_as_vector(divisor, logits))
+        inputs = inputs._replace(normalizer=as_vector(divisor, logits))
     options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
     loss, stats = _of_rows(Head(x, linear_weight, linear_bias), inputs, options, how, names)
     loss = loss.to(loss_dtype or acc)
@@ -269,7 +269,7 @@ def _of_rows(head: Head, inputs: Inputs, options: Options, how: How, names: tupl
             skipped = v == 0
             found = {name: getattr(stats, name) for name in names}
             stats = Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
-        return _reduced(loss, inputs, options), stats
+        return reduced(loss, inputs, options), stats
     wanted = (grad and x is not None and x.requires_grad for x in (*head, inputs.target, inputs.logit_scale))
     return linear_rows.linear_loss(head, inputs, options, how, names, Gradients(*wanted))
 

@@ -1,0 +1,138 @@
+"""The parts of a class-parallel loss, all shards in one process: their sums, what these come to, and the gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.traffic import counted
+from softxent import reference
+from softxent.options import Inputs, Options, Stats
+from softxent.parallel.shards import Shard, fields_of, implementation
+
+STATS = ("lse", "entropy", "target_logprob", "prediction")
+SIZES = ((20, 17, 0), (1, 1, 1), (1300, 1501, 0, 7))
+
+
+def shards_of(sizes: tuple[int, ...]) -> list[Shard]:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [Shard(start, n_cols, sum(sizes), None) for start, n_cols in zip(starts, sizes, strict=True)]
+
+
+def slice_of(whole: Inputs, shard: Shard) -> Inputs:
+    at = slice(shard.start, shard.start + shard.n_cols)
+    soft = whole.target.is_floating_point()
+    weight = None if whole.weight is None else whole.weight[at]
+    return whole._replace(
+        logits=whole.logits[:, at], target=whole.target[:, at] if soft else whole.target, weight=weight
+    )
+
+
+def in_parts(
+    whole: Inputs, options: Options, sizes: tuple[int, ...], given: tuple[Tensor, Stats], wanted: tuple[str, ...]
+) -> list[Any]:
+    """(loss, stats, gradient of the logits, gradient of probabilities) as each shard has them, gradients of all."""
+    shards = shards_of(sizes)
+    parts = [slice_of(whole, shard) for shard in shards]
+    module, fields = implementation(whole.logits), fields_of(whole, options, wanted)
+    assert len(fields) <= (8 if wanted else 6)
+    gathered = torch.stack(
+        [module.sums(part, options, shard, fields) for part, shard in zip(parts, shards, strict=True)]
+    )
+    found: list[Any] = []
+    dlogits, dtarget = [], []
+    for part, shard in zip(parts, shards, strict=True):
+        loss, stats, row = module.combine(gathered, part, options, shard, fields, wanted)
+        dx = module.gradient_like(part.logits, part.logits.dtype)
+        soft = part.target.is_floating_point()
+        dt = module.gradient_like(part.logits, part.target.dtype) if soft else None
+        module.gradient(row, *given, part, options, shard, dx, dt)
+        found.append((loss, stats))
+        dlogits.append(dx)
+        dtarget.append(dt)
+    soft = whole.target.is_floating_point()
+    return [*found, torch.cat(dlogits, 1), torch.cat([x for x in dtarget if x is not None], 1) if soft else None]
+
+
+def compare(
+    whole: Inputs, options: Options, sizes: tuple[int, ...], tolerance: float, wanted: tuple[str, ...] = STATS
+) -> None:
+    """With the formula in float64. A row's sample weight is in the incoming gradient, and not in the loss."""
+    values: list[Any] = [x.double().clone() if x is not None and x.is_floating_point() else x for x in whole]
+    exact = Inputs(*values)
+    exact = exact._replace(logits=exact.logits.requires_grad_())
+    soft = whole.target.is_floating_point()
+    if soft:
+        exact = exact._replace(target=exact.target.requires_grad_())
+        wanted = tuple(name for name in wanted if name != "target_logprob")
+    acc = torch.promote_types(whole.logits.dtype, torch.float32)
+    g = torch.Generator().manual_seed(5)
+    v = torch.ones(len(whole.logits), dtype=torch.float64) if exact.sample_weight is None else exact.sample_weight
+    dloss, *dstats = (torch.randn(len(whole.logits), generator=g, dtype=torch.float64) for _ in range(4))
+    loss, stats = reference.row_loss(exact, options), reference.row_stats(exact, options)
+    pairs = [(loss, dloss)] + [(getattr(stats, n), d) for n, d in zip(STATS, dstats, strict=False) if n in wanted]
+    total = sum((y * dy).sum() for y, dy in pairs)
+    assert isinstance(total, Tensor)
+    total.backward()
+    incoming = Stats(**{n: d.to(acc) for n, d in zip(STATS[:3], dstats, strict=True) if n in wanted})
+    *of_shards, dlogits, dtarget = in_parts(whole, options, sizes, ((dloss * v).to(acc), incoming), wanted)
+    close: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "equal_nan": True, "check_dtype": False}
+    for of_loss, of_stats in of_shards:
+        torch.testing.assert_close(of_loss * v.to(acc), loss.detach(), **close)
+        for name in wanted:
+            torch.testing.assert_close(getattr(of_stats, name), getattr(stats, name).detach(), **close)
+    for made, expected in ((dlogits, exact.logits.grad), (dtarget, exact.target.grad if soft else None)):
+        if made is not None:
+            assert expected is not None
+            torch.testing.assert_close(made, expected.to(made.dtype), **close)
+
+
+def rows(n_cols: int, dtype: torch.dtype, soft: bool, n_rows: int = 4) -> Inputs:
+    g = torch.Generator().manual_seed(n_cols)
+    logits = (torch.randn(n_rows, n_cols, generator=g) * 3).to(dtype)
+    target: Tensor = torch.randint(n_cols, (n_rows,), generator=g)
+    target[1] = -100
+    if soft:
+        target = torch.rand(n_rows, n_cols, generator=g)
+    weight = torch.rand(n_cols, generator=g)
+    weight[0] = 0
+    return Inputs(logits, target, weight, torch.tensor([1.0, 2.0, 0.0, 0.5][:n_rows]))
+
+
+@pytest.mark.parametrize("soft", (False, True), ids=("classes", "probabilities"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_shards_come_to_the_whole(
+    sizes: tuple[int, ...], dtype: torch.dtype, soft: bool, path: str, device: torch.device
+) -> None:
+    whole = rows(sum(sizes), dtype, soft)
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    compare(whole, Options(label_smoothing=0.1, z_loss=0.01, softcap=5.0, logit_scale=0.8), sizes, tolerance)
+    compare(whole._replace(weight=None, sample_weight=None), Options(), sizes, tolerance, ())
+
+
+@pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
+@pytest.mark.parametrize("path", ("kernels",), indirect=True)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("n_cols", (1024, 5000, 5001))
+def test_a_step_reads_the_logits_twice_and_writes_their_gradient_once(
+    n_cols: int, dtype: torch.dtype, path: str
+) -> None:
+    """3 B, and of each row the few numbers that are exchanged and kept."""
+    whole = rows(n_cols, dtype, soft=False)
+    whole = whole._replace(weight=None, sample_weight=None, target=whole.target.clamp(min=0))
+    (shard,) = shards_of((n_cols,))
+    module, fields = implementation(whole.logits), fields_of(whole, Options(), ())
+    with counted() as launches:
+        gathered = module.sums(whole, Options(), shard, fields)[None]
+        loss, _, row = module.combine(gathered, whole, Options(), shard, fields, ())
+        dlogits = module.gradient_like(whole.logits, dtype)
+        module.gradient(row, torch.ones_like(loss), Stats(), whole, Options(), shard, dlogits, None)
+    size, extra = whole.logits.numel() * dtype.itemsize, len(whole.logits) * dtype.itemsize  # the target's value, again
+    assert [one.kernel for one in launches] == ["sums_kernel", "combine_kernel", "gradient_kernel"]
+    reads, combines, writes = launches
+    assert size <= reads.loaded["logits_ptr"] <= size + extra and not reads.stored.get("logits_ptr")
+    assert size <= writes.loaded["logits_ptr"] <= size + extra
+    assert size <= writes.stored["dlogits_ptr"] <= size + extra
+    assert sum(combines.loaded.values()) + sum(combines.stored.values()) <= 64 * len(whole.logits)
