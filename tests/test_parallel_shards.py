@@ -1,10 +1,12 @@
 """The parts of a class-parallel loss, all shards in one process: their sums, what these come to, and the gradients."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.traffic import counted
 from softxent import reference
@@ -68,8 +70,8 @@ def compare(
         wanted = tuple(name for name in wanted if name != "target_logprob")
     acc = torch.promote_types(whole.logits.dtype, torch.float32)
     g = torch.Generator().manual_seed(5)
-    v = torch.ones(len(whole.logits), dtype=torch.float64) if exact.sample_weight is None else exact.sample_weight
-    dloss, *dstats = (torch.randn(len(whole.logits), generator=g, dtype=torch.float64) for _ in range(4))
+    dloss, *dstats = torch.randn(4, len(whole.logits), generator=g, dtype=torch.float64).to(whole.logits.device)
+    v = torch.ones_like(dloss) if exact.sample_weight is None else exact.sample_weight
     loss, stats = reference.row_loss(exact, options), reference.row_stats(exact, options)
     pairs = [(loss, dloss)] + [(getattr(stats, n), d) for n, d in zip(STATS, dstats, strict=False) if n in wanted]
     total = sum((y * dy).sum() for y, dy in pairs)
@@ -106,10 +108,36 @@ def rows(n_cols: int, dtype: torch.dtype, soft: bool, n_rows: int = 4) -> Inputs
 def test_shards_come_to_the_whole(
     sizes: tuple[int, ...], dtype: torch.dtype, soft: bool, path: str, device: torch.device
 ) -> None:
-    whole = rows(sum(sizes), dtype, soft)
+    values: list[Any] = [x if x is None else x.to(device) for x in rows(sum(sizes), dtype, soft)]
+    whole = Inputs(*values)
     tolerance = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     compare(whole, Options(label_smoothing=0.1, z_loss=0.01, softcap=5.0, logit_scale=0.8), sizes, tolerance)
     compare(whole._replace(weight=None, sample_weight=None), Options(), sizes, tolerance, ())
+
+
+@pytest.mark.parametrize("soft", (False, True), ids=("classes", "probabilities"))
+@pytest.mark.parametrize("gap", (12, 30))
+def test_a_confident_row_keeps_its_digits(gap: int, soft: bool, path: str, device: torch.device) -> None:
+    """Of a largest logit, the target or not, `gap` ahead of the other 36: -log p and the entropy are not lost."""
+    z = torch.zeros(3, 37, device=device)
+    z[:, 25] = gap
+    target: Tensor = torch.tensor([25, 30, 0], device=device)
+    if soft:
+        target = F.one_hot(target, 37).float()
+    rest = 36 * math.exp(-gap)
+    entropy = math.log1p(rest) + rest / (1 + rest) * gap
+    whole = Inputs(z, target)
+    zero = torch.zeros(3, device=device)
+    incoming = zero, Stats(entropy=zero + 1)
+    (loss, stats), *_, dlogits, _ = in_parts(whole, Options(), (20, 17, 0), incoming, ("entropy",))
+    assert stats.entropy is not None
+    torch.testing.assert_close(stats.entropy.cpu(), torch.full((3,), entropy), rtol=1e-5, atol=0)
+    nll = torch.tensor([math.log1p(rest), gap + math.log1p(rest), gap + math.log1p(rest)])
+    if not soft:  # the loss of probabilities has the plain form
+        torch.testing.assert_close(loss.cpu(), nll, rtol=1e-5, atol=0)
+    expected = torch.full((3, 37), math.exp(-gap) / (1 + rest) * (gap - gap * rest / (1 + rest)))
+    expected[:, 25] = -gap * rest / (1 + rest) ** 2
+    torch.testing.assert_close(dlogits.cpu(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")

@@ -45,7 +45,7 @@ def sums(inputs: Inputs, options: Options, shard: Shard, fields: tuple[str, ...]
         m, best = z.max(1, keepdim=True)
         of["m"].copy_(m[:, 0])
         if "best" in of:
-            of["best"].view(index_dtype(acc)).copy_(best[:, 0].add_(shard.start).masked_fill_(m[:, 0] == -INF, NOWHERE))
+            of["best"].view(index_dtype(acc)).copy_((best[:, 0] + shard.start).masked_fill_(m[:, 0] == -INF, NOWHERE))
         behind = finite_or_zero(m) - z
         if "gap" in of:
             u = coefficients(inputs, options, shard, rows, acc)
@@ -54,6 +54,8 @@ def sums(inputs: Inputs, options: Options, shard: Shard, fields: tuple[str, ...]
             of["total"].copy_(u.expand_as(z).sum(1))
             of["gap"].copy_(sum_rows(torch.where((u == 0) | (behind == 0), 0, u * behind))[:, 0])
         e = behind.neg().exp_()
+        if "moment" in of:  # without the largest
+            e.scatter_(1, best, 0)
         of["rest"].copy_(sum_rows(e)[:, 0])
         if "moment" in of:
             of["moment"].copy_(sum_rows(behind.mul_(e).masked_fill_(e == 0, 0))[:, 0])
@@ -85,8 +87,13 @@ def combine(
     highest = of["m"].amax(0)
     less = (of["m"] - finite_or_zero(highest)).exp()
     risen = torch.where(of["m"] == -INF, 0, highest - of["m"])
-    rest = (of["rest"] * less).sum(0)
-    moment = (less * (of["moment"] + risen * of["rest"])).sum(0) if "moment" in of else None
+    rests, below, moment = of["rest"], None, None
+    if "moment" in of:
+        rests = torch.where(of["m"] == -INF, 0, 1 + of["rest"])
+        first = of["m"].argmax(0, keepdim=True)
+        below = (less * rests).scatter(0, first, of["rest"].gather(0, first)).sum(0)
+        moment = (less * (of["moment"] + risen * rests)).sum(0)
+    rest = (rests * less).sum(0)
     total, gap = None, None
     if "gap" in of:
         total = of["total"].sum(0)
@@ -120,7 +127,10 @@ def combine(
         loss = loss + torch.where(v == 0, 0, options.z_loss * v * (m + log_d) ** 2)
     names = {"lse": m + log_d}
     if moment is not None:
-        names["entropy"] = log_d + moment / d
+        assert below is not None
+        but_one = below if z_y is None else below + (z_y - m).exp()
+        apart = d < 2 if z_y is None else (z_y < m) & (d < 2)
+        names["entropy"] = torch.where(apart, but_one.log1p(), log_d) + moment / d
     if z_y is not None:
         names["target_logprob"] = -(_behind(m, z_y) + log_d)
     if "best" in of:

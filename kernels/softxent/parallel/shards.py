@@ -9,6 +9,9 @@ Of the classes of one shard but the target class y, with u_j as in triton_kernel
     moment = sum_j exp(z_j - m) * (m - z_j)
     best   = the class of m, the first of them
 
+and, where `moment` is exchanged, in the place of `rest` what is left of it without the 1 of `best`: the entropy of a
+row that is sure of that class is made of it
+
 and z_y and w_y from the shard that holds y. Sums of shards add up as those of a row's threads do, once they are moved
 to the largest m. Those of all ranks are gathered, and each rank adds them in the order of ranks: the same operations on
 the same numbers, so that every rank has the same bits.

@@ -156,37 +156,28 @@ def sums_kernel(
     until_end = tl.where(active, high, 0)
 
     zero = tl.zeros([THREADS], acc)
-    m, rest, moment, total, gap, best = zero + INF, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32)
+    found = zero + INF, zero, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32)
+    m, rest, below, moment, total, gap, best = found
     for start in range(0, until, CHUNK):
         at = start + lane
         x = load_chunk(x_ptr, strides.col, at, first, until, INF, "evict_first", THREADS, GRANULE, ODD)
         t = x
         if SOFT:
             t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-        m, rest, moment, total, gap, best = add_chunk(
-            (m, rest, moment, total, gap, best),
-            x,
-            t,
-            at,
-            start,
-            first,
-            until,
-            at_y,
-            formula,
-            CHUNK,
-            SOFT,
-            U,
-            MOMENT,
-            BEST,
+        found = m, rest, below, moment, total, gap, best
+        m, rest, below, moment, total, gap, best = add_chunk(
+            found, x, t, at, start, first, until, at_y, formula, CHUNK, SOFT, U, MOMENT, BEST
         )
-    found = m, rest, moment, total, gap, best
+    found = m, rest, below, moment, total, gap, best
     if ODD:
         x_end = load_chunk(x_ptr, 1, ends, low, until_end, INF, "evict_first", THREADS, 1, ODD)
         t_end = x_end
         if SOFT:
             t_end = load_chunk(t_ptr, strides.target_col, ends, low, until_end, 0.0, "evict_first", THREADS, 1, ODD)
         found = add_chunk(found, x_end, t_end, ends, -1, low, until_end, at_y, formula, 0, SOFT, U, MOMENT, BEST)
-    m, rest, moment, total, gap, best = sums_of_row(found)
+    m, rest, below, moment, total, gap, best = sums_of_row(found)
+    if MOMENT:
+        rest = tl.where(m == INF, 0.0, tl.where(rest < 2.0, below, rest - 1.0))
     store_if(sums.m, row, m)
     store_if(sums.rest, row, tl.where(missing, -1.0, rest))
     store_if(sums.total, row, total)
@@ -226,7 +217,8 @@ def combine_kernel(
         at = rows + i * stride_rank
         highest = tl.maximum(highest, tl.load(sums.m + at, mask=in_range, other=0.0))
     shift = finite_or_zero(highest)
-    rest, total, gap, moment, w_y = zero, zero, zero, zero, zero
+    rest, below, total, gap, moment, w_y = zero, zero, zero, zero, zero, zero
+    seen = tl.zeros([BLOCK], tl.int1)
     z_y = zero + float("inf")
     holders = tl.zeros([BLOCK], tl.int32)
     best = tl.full([BLOCK], NOWHERE, tl.int64)
@@ -236,6 +228,12 @@ def combine_kernel(
         rest_i = tl.load(sums.rest + at, mask=in_range, other=0.0)
         less = exp(m_i - shift)
         risen = tl.where(m_i == INF, 0.0, highest - m_i)
+        if sums.moment is not None:
+            but_one = rest_i
+            rest_i = tl.where(m_i == INF, 0.0, 1.0 + but_one)
+            largest = (m_i == highest) & (m_i > INF) & (seen == 0)
+            seen = seen | largest
+            below += tl.where(largest, but_one, less * rest_i)
         rest += less * rest_i
         if sums.moment is not None:
             moment += less * (tl.load(sums.moment + at, mask=in_range, other=0.0) + risen * rest_i)
@@ -253,6 +251,8 @@ def combine_kernel(
             w_y += load_or(sums.w_y, at, in_range, 0.0, acc)
 
     # the target's own term, and the loss
+    if sums.moment is not None:  # beside the 1 of a largest that is alone, the others would have lost digits
+        rest = tl.where(seen, 1.0 + below, rest)
     if CLASS:
         target, active, valid = load_target(target_ptr, sample_weight_ptr, rows, n_rows, n_classes, ignore_index)
         valid = valid & (holders == 1)
@@ -277,7 +277,9 @@ def combine_kernel(
     if U:
         loss += share * (total * log_d + gap)
     store_if(outputs.loss, rows, tl.where(active, loss, 0.0), in_range)
-    store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, moment, better_of(z_y, target, highest, best))
+    store_stats(
+        outputs, rows, in_range, active, valid, m, d, log_d, z_y, below, moment, better_of(z_y, target, highest, best)
+    )
     store_if(out.m, rows, m, in_range)
     store_if(out.rest, rows, rest, in_range)
     store_if(out.z_y, rows, z_y, in_range)
