@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from softxent import dispatch
 
-WAIT = datetime.timedelta(seconds=30)  # of a collective for a rank that does not come
+WAIT = datetime.timedelta(seconds=60)  # of a collective for a rank that does not come
 
 
-def run(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120, interpret: bool = False) -> list[Any]:
+def run(world: int, work: Callable[..., Any], *args: Any, timeout: float = 240, interpret: bool = False) -> list[Any]:
     """work(rank, *args) of each rank. interpret: with the kernels, in Triton's interpreter."""
     context = mp.get_context("forkserver")  # torch is imported once, not by every process
     context.set_forkserver_preload(["torch", "torch.distributed.tensor"])
