@@ -166,7 +166,7 @@ def test_probabilities_have_a_gradient(path: str, device: torch.device, options:
 
 def test_a_budget_makes_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    sizes = linear_rows._sizes
+    sizes = linear_rows.sizes_of
 
     def noted(*arguments: Any) -> Any:
         seen.append(sizes(*arguments))

@@ -1,7 +1,7 @@
 """The public operations from hidden states: arguments checked, and turned into rows for linear_rows.py."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from .checks import (
     check_tensors,
     check_z_loss,
 )
-from .functional import STATS, LossAndStats, as_vector, reduced
-from .linear_rows import Gradients, Head, How
+from .functional import STATS, Call, LossAndStats, as_vector, reduced
+from .linear_rows import OF_WIDEST, Gradients, Head, How
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats
 from .transforms import in_transform
@@ -49,6 +49,10 @@ def fused_linear_softmax_xent(
     valid_rows: int | None = None,
     max_logits_bytes: int | None = None,
     accum_dtype: torch.dtype | None = None,
+    group: Any = None,
+    vocab_start: int | None = None,
+    vocab_size: int | None = None,
+    input_gradient: str = "all_reduce",
 ) -> Tensor:
     """`fused_softmax_xent` of the logits input @ linear_weight.T + linear_bias, of which only a chunk exists at a time.
 
@@ -71,6 +75,13 @@ def fused_linear_softmax_xent(
             Default: the bytes of `linear_weight`, or 32 MiB if that is more. Less is slower.
         accum_dtype: in which the gradient of linear_weight is summed over chunks: the dtype of linear_weight, the
             default, or float32, which takes a matrix of that dtype more and is rounded once instead of once a chunk.
+        group: the ranks among whom the classes are spread, of torch.distributed; None: this process has them all. Each
+            calls it alike, for the same rows, and passes what concerns the classes, (C) above, of its own alone.
+        vocab_start, vocab_size: as for `vocab_parallel_softmax_xent`, with a group.
+        input_gradient: how the ranks' gradients of `input` are summed: "all_reduce", each is given the sum;
+            "reduce_scatter": each passes a part of the rows as `input`, along its first dimension, parts of one size in
+            the order of ranks; all are gathered, and its gradient is that of its own (sequence parallelism). The
+            target and the results are of all rows. "partial": not at all, that is left to the caller.
 
     The sum or mean makes its gradients in forward and keeps them for backward: three products in all. reduction="none",
     float16, and stats that may be differentiated make the logits again in backward: four. A tensor that requires no
@@ -81,8 +92,13 @@ def fused_linear_softmax_xent(
     `linear_weight` is all that is applied: of a layer with adapters, hooks or quantised weights pass the weight that it
     amounts to. Under FSDP2 call this in the forward of the module that owns the weight, where it is whole.
 
+    With a group no rank has logits beyond two chunks, which share max_logits_bytes. Each chunk has one collective, that
+    of `vocab_parallel_softmax_xent`, under the product of the next; backward has that of the input's gradient alone.
+    The same bits on every rank; as there, differentiable once, not under torch.func, and eager under torch.compile.
+
     Raises as `fused_softmax_xent`; RuntimeError for shapes that do not chain and for a DTensor, ValueError for
-    max_logits_bytes below what one row needs, and, on a CPU, for valid_rows below their number.
+    max_logits_bytes below what one row needs, and, on a CPU, for valid_rows below their number. With a group, as
+    `vocab_parallel_softmax_xent`.
     """
     loss, _ = _linear(**locals(), names=())
     return loss
@@ -109,6 +125,10 @@ def fused_linear_softmax_xent_with_stats(
     valid_rows: int | None = None,
     max_logits_bytes: int | None = None,
     accum_dtype: torch.dtype | None = None,
+    group: Any = None,
+    vocab_start: int | None = None,
+    vocab_size: int | None = None,
+    input_gradient: str = "all_reduce",
 ) -> LossAndStats:
     """`fused_linear_softmax_xent`, and the stats of `fused_softmax_xent_with_stats`, in the shape of class indices.
 
@@ -141,6 +161,10 @@ def linear_logprobs(
     valid_rows: int | None = None,
     max_logits_bytes: int | None = None,
     accum_dtype: torch.dtype | None = None,
+    group: Any = None,
+    vocab_start: int | None = None,
+    vocab_size: int | None = None,
+    input_gradient: str = "all_reduce",
 ) -> tuple[Tensor, Tensor]:
     """log p[target] and the entropy -sum_j p_j log p_j of each token.
 
@@ -157,6 +181,8 @@ def linear_logprobs(
     """
     if (target is None) == (ids is None):
         raise TypeError("pass either target, the class of each token, or ids, several classes of each")
+    if ids is not None and group is not None:
+        raise ValueError("several ids of each token do not go with a group: pass target")
     if ids is not None and shift:
         raise ValueError("shift is for target: pass input[..., :-1, :] with ids")
     names: tuple[str, ...] = ("entropy",) if ids is not None else ("target_logprob", "entropy")
@@ -173,6 +199,10 @@ def linear_logprobs(
         valid_rows=valid_rows,
         max_logits_bytes=max_logits_bytes,
         accum_dtype=accum_dtype,
+        group=group,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        input_gradient=input_gradient,
         names=names,
         several=ids is not None,
     )
@@ -195,7 +225,49 @@ def check_head(head: nn.Module) -> None:
     )
 
 
+class Rows(NamedTuple):
+    """A checked call."""
+
+    head: Head
+    call: Call  # its logits are there for their shape; its shape is that of all targets
+    how: How
+
+
 def _linear(
+    *,
+    names: tuple[str, ...],
+    shift: bool,
+    group: Any,
+    vocab_start: int | None,
+    vocab_size: int | None,
+    input_gradient: str,
+    **arguments: Any,
+) -> tuple[Tensor, Stats]:
+    if group is None:
+        for name, given in (("vocab_start", vocab_start), ("vocab_size", vocab_size)):
+            if given is not None:
+                raise ValueError(f"{name} is for classes that are spread over a group: pass the group")
+        rows = _rows(shift=shift, **arguments)
+        loss, stats = _of_rows(rows.head, rows.call.inputs, rows.call.options, rows.how, names)
+    else:
+        from .parallel.linear import of_group
+
+        rows, loss, stats = of_group(
+            lambda ranks: _rows(shift=shift, ranks=ranks, **arguments),
+            names,
+            group,
+            vocab_start,
+            vocab_size,
+            input_gradient,
+        )
+    call = rows.call
+    loss = loss.to(call.loss_dtype)
+    each = loss if call.options.reduction == "none" else None
+    whole = [_in_shape(found, call.shape, shift) for found in (each, *stats)]
+    return loss if whole[0] is None else whole[0], Stats(*whole[1:])
+
+
+def _rows(
     *,
     input: Tensor,
     linear_weight: Tensor,
@@ -215,17 +287,24 @@ def _linear(
     valid_rows: int | None,
     max_logits_bytes: int | None,
     accum_dtype: torch.dtype | None,
-    names: tuple[str, ...],
     several: bool = False,
-) -> tuple[Tensor, Stats]:
+    ranks: int | None = None,
+) -> Rows:
+    """ranks: those with a part of the rows each, where the classes are spread over a group."""
     _check_linear(input, linear_weight, target, linear_bias, shift)
+    if max_logits_bytes is None and ranks is not None:
+        max_logits_bytes = OF_WIDEST
     how = _how(input, linear_weight, valid_rows, max_logits_bytes, accum_dtype)
     shape, n_cols = input.shape[:-1], len(linear_weight)
-    _check_target(input, target, n_cols, several)
+    if ranks not in (None, 1):
+        if input.dim() < 2:
+            raise RuntimeError(f"parts of the rows are input (N, ..., H), got {tuple(input.shape)}")
+        shape = torch.Size([shape[0] * ranks, *shape[1:]])
+    _check_target(shape, target, n_cols, several)
     acc = torch.promote_types(input.dtype, torch.float32)
     y = target.reshape(shape.numel(), *target.shape[len(shape) :])
     logits = input.new_zeros((), dtype=acc).expand(shape.numel(), n_cols)  # for those who ask of which shape
-    check_tensors(logits, y[:, :1].reshape(-1) if several else y, weight)
+    check_tensors(logits, y[:, :1].reshape(-1) if several else y, weight, ranks is not None)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("no gradient with respect to weight: pass weight.detach()")
     check_options(y, ignore_index, reduction, loss_dtype)
@@ -243,17 +322,15 @@ def _linear(
             predicting = shape.numel() // shape[-1] * (shape[-1] - 1)
             divisor = predicting if divisor is None and reduction == "mean" else divisor
             how = how._replace(valid_rows=min(how.valid_rows or predicting, predicting))
-    x = input.reshape(shape.numel(), input.shape[-1])
+    x = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     inputs = Inputs(logits[: len(y)], y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
-    if reduction == "mean":
-        if divisor is None:
-            divisor = len(y) if soft else sum_of_weights(y, weight, ignore_index, acc)
+    if reduction == "mean" and divisor is None and ranks is None:
+        divisor = len(y) if soft else sum_of_weights(y, weight, ignore_index, acc)
+    if divisor is not None:
         inputs = inputs._replace(normalizer=as_vector(divisor, logits))
     options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
-    loss, stats = _of_rows(Head(x, linear_weight, linear_bias), inputs, options, how, names)
-    loss = loss.to(loss_dtype or acc)
-    whole = [_in_shape(found, shape, shift) for found in (loss if reduction == "none" else None, *stats)]
-    return loss if whole[0] is None else whole[0], Stats(*whole[1:])
+    call = Call(inputs, options, shape, loss_dtype or acc, False)
+    return Rows(Head(x, linear_weight, linear_bias), call, how)
 
 
 def _of_rows(head: Head, inputs: Inputs, options: Options, how: How, names: tuple[str, ...]) -> tuple[Tensor, Stats]:
@@ -300,7 +377,9 @@ def _how(
             f"linear_weight must have the dtype of input, {input.dtype}, or be float32 with half precision, "
             f"got {linear_weight.dtype}"
         )
-    return How(linear_rows.least_bytes(max_logits_bytes, linear_weight), valid_rows, accumulator, operand)
+    if max_logits_bytes is None:
+        max_logits_bytes = linear_rows.default_bytes(len(linear_weight), linear_weight)
+    return How(max_logits_bytes, valid_rows, accumulator, operand)
 
 
 def _check_linear(input: Tensor, linear_weight: Tensor, target: Any, linear_bias: Tensor | None, shift: bool) -> None:
@@ -334,8 +413,8 @@ def _check_linear(input: Tensor, linear_weight: Tensor, target: Any, linear_bias
         raise RuntimeError(f"shift=True is for input (..., T, H), got {tuple(input.shape)}")
 
 
-def _check_target(input: Tensor, target: Tensor, n_cols: int, several: bool) -> None:
-    shape = tuple(input.shape[:-1])
+def _check_target(of_rows: torch.Size, target: Tensor, n_cols: int, several: bool) -> None:
+    shape = tuple(of_rows)
     if several:
         if target.dtype not in INDEX_DTYPES or target.shape[:-1] != shape or target.dim() == 0:
             raise RuntimeError(
@@ -348,7 +427,7 @@ def _check_target(input: Tensor, target: Tensor, n_cols: int, several: bool) -> 
     if target.shape != expected:
         kind = "probabilities" if target.is_floating_point() else "class indices"
         error = ValueError if shape and target.dim() and len(target) != shape[0] else RuntimeError
-        raise error(f"expected {kind} of shape {expected} for input {tuple(input.shape)}: got {tuple(target.shape)}")
+        raise error(f"expected {kind} of shape {expected} for input {(*shape, 'H')}: got {tuple(target.shape)}")
 
 
 def _shifted(

@@ -33,6 +33,7 @@ from .transforms import in_higher_order_backward
 SCRATCH = 6  # matrices that the torch operations of cpu/ keep beside the rows they work on
 PIECE = 1 << 19  # values of those rows, at most
 NOTHING: frozenset[str] = frozenset()
+OF_WIDEST = -1  # max_bytes, until it is known of how many classes the widest slice of a group is
 
 
 class Head(NamedTuple):
@@ -102,9 +103,9 @@ def made_in_forward(head: Head, options: Options, how: How, names: Sequence[str]
     return options.reduction != "none" and torch.float16 not in halves and not set(names) & set(DIFFERENTIABLE)
 
 
-def least_bytes(max_bytes: int | None, weight: Tensor) -> int:
-    """The default: as many as the weight's, or 32 MiB, which keeps products large."""
-    return max(weight.numel() * weight.itemsize, 32 << 20) if max_bytes is None else max_bytes
+def default_bytes(n_cols: int, weight: Tensor) -> int:
+    """As many as the weight's, of so many classes, or 32 MiB, which keeps products large."""
+    return max(n_cols * weight.shape[1] * weight.itemsize, 32 << 20)
 
 
 def _acc(tensor: Tensor) -> torch.dtype:
@@ -115,18 +116,20 @@ def _is_ids(target: Tensor) -> bool:
     return target.dim() == 2 and not target.is_floating_point()
 
 
-class _Products:
-    """The room of a chunk, the products with it, and the gradients that they add to."""
+class Products:
+    """The rooms of chunks, in turn, the products with them, and the gradients that these add to."""
 
-    def __init__(self, head: Head, how: How, sizes: Sizes, wanted: Gradients, n_rows: int, all_rows: bool) -> None:
+    def __init__(
+        self, head: Head, how: How, sizes: Sizes, wanted: Gradients, n_rows: int, all_rows: bool, rooms: int = 1
+    ) -> None:
         self.head, self.how, self.wanted, self.classes = head, how, wanted, sizes.classes
         x, weight, bias = head
         self.acc = _acc(x)
         self.operand = how.operand if x.is_cuda else self.acc
         n_cols = len(weight)
-        self.room = x.new_empty(sizes.rows, n_cols, dtype=self.acc)
+        self.rooms = [x.new_empty(sizes.rows, n_cols, dtype=self.acc) for _ in range(rooms)]
         self.bias = None if bias is None else bias.to(self.acc)
-        complete = all_rows and n_rows == len(x)
+        complete = all_rows and n_rows == len(x) and n_cols > 0
         self.dx = (x.new_empty if complete else x.new_zeros)(x.shape) if wanted.input else None
         self.in_place = complete and x.dtype == self.acc
         # Under a logit scale that is learned db is wanted too.
@@ -144,7 +147,8 @@ class _Products:
             yield some, self.head.weight[some].to(self.operand) if read else None
 
     def logits(self, x: Tensor) -> Tensor:
-        z = self.room[: len(x)]
+        self.rooms.append(self.rooms.pop(0))
+        z = self.rooms[-1][: len(x)]
         for some, w in self._blocks(read=True):
             out = z[:, some]
             if self.bias is not None:
@@ -155,6 +159,8 @@ class _Products:
 
     def add(self, at: Any, x: Tensor, dz: Tensor) -> None:
         """The gradients of the rows `at`."""
+        if len(self.head.weight) == 0:  # of a rank without classes
+            return
         if self.db is not None:
             self.db.add_(dz.sum(0))
         dz = dz.to(self.operand)
@@ -181,7 +187,7 @@ class _Products:
             dw[some] = of_some if self.first else of_some.add_(dw[some])
 
     def gradients(self, dtarget: Tensor | None, logit_scale: Tensor | None) -> Gradients:
-        del self.room
+        self.rooms.clear()
         _, weight, bias = self.head
         dw = self.dw
         if dw is not None:
@@ -205,10 +211,13 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
         torch.mm(a, b, out=out, **how)
 
 
-def _sizes(head: Head, inputs: Inputs, how: How, wanted: Gradients, count: int, gathered: bool) -> Sizes:
-    """So that a chunk takes `max_bytes` at most, with all that is allocated for it."""
+def sizes_of(
+    head: Head, inputs: Inputs, how: How, wanted: Gradients, count: int, gathered: bool, n_cols: int | None = None
+) -> Sizes:
+    """So that a chunk takes `max_bytes` at most, with all that is allocated for it; as if of n_cols classes."""
     x, weight, bias = head
-    (n_cols, n_features), target = weight.shape, inputs.target
+    n_features, target = weight.shape[1], inputs.target
+    n_cols = len(weight) if n_cols is None else n_cols
     wide = _acc(x).itemsize
     operand = how.operand.itemsize if x.is_cuda else wide
     row = n_cols * wide + 2 * n_features * wide + (n_cols + n_features) * operand * (operand < wide)
@@ -252,19 +261,19 @@ def _run(
     """
     if given is None:
         _check_exist(inputs, len(head.weight), options)
-    rows, inputs = _that_count(inputs, options, how.valid_rows)
+    rows, inputs = that_count(inputs, options, how.valid_rows)
     target, acc = inputs.target, _acc(head.input)
     n_rows = len(target)
     count = n_rows if rows is None else len(rows)
-    sizes = _sizes(head, inputs, how, wanted, count, rows is not None)
+    sizes = sizes_of(head, inputs, how, wanted, count, rows is not None)
     if later is not None:
-        _sizes(head, inputs, how, later, count, rows is not None)
-    products = _Products(head, how, sizes, wanted, n_rows, rows is None)
+        sizes_of(head, inputs, how, later, count, rows is not None)
+    products = Products(head, how, sizes, wanted, n_rows, rows is None)
     loss, stats = None, Stats()
     if given is None:
         shape = target.shape if _is_ids(target) else (n_rows,) if options.reduction == "none" else ()
         loss = target.new_zeros(shape, dtype=acc)
-        stats = Stats(**dict(zip(names, _empty(names, target, acc), strict=True)))
+        stats = Stats(**dict(zip(names, empty_rows(names, target, acc), strict=True)))
         if options.reduction == "mean" and inputs.normalizer is not None and count == 0:
             loss = loss / inputs.normalizer[0]
     dtarget = target.new_zeros(target.shape) if wanted.target else None
@@ -303,7 +312,7 @@ def _run(
     return loss, stats, products.gradients(dtarget, inputs.logit_scale)
 
 
-def _empty(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tensor]:
+def empty_rows(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tensor]:
     """As rows have them that do not count."""
     n_rows = target.shape[0]  # len() of a symbol would be compiled in
     whole = {"prediction": torch.int64}
@@ -315,7 +324,7 @@ def _taken(given: Given, at: Any) -> tuple[Tensor | None, Stats]:
     return loss, Stats(*(None if x is None else x[at] for x in given.stats))
 
 
-def _that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tuple[Tensor | None, Inputs]:
+def that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tuple[Tensor | None, Inputs]:
     """The rows that are not ignored and not of weight 0, in order; None for all. A GPU is not waited for: there it is
     the caller who knows how many, and a wrong number makes NaN."""
     target, v = inputs.target, inputs.sample_weight
@@ -487,7 +496,7 @@ def _(*arguments: Any) -> list[Tensor]:
     head, inputs, how = Head(*arguments[:3]), Inputs(arguments[0], *arguments[3:8]), How(*arguments[12:16])
     reduction, names, wanted, target, acc = arguments[9], *arguments[16:], inputs.target, _acc(head.input)
     shape = target.shape if _is_ids(target) else target.shape[:1] if reduction == "none" else ()
-    found = [target.new_empty(shape, dtype=acc), *_empty(names.split(), target, acc)]
+    found = [target.new_empty(shape, dtype=acc), *empty_rows(names.split(), target, acc)]
     if made_in_forward(head, Options(reduction=reduction), how, names.split()):
         found += _like(head, inputs, wanted)
     return found

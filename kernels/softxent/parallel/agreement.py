@@ -72,7 +72,7 @@ def agree(
         if len(known) >= MOST:
             known.clear()
         known[key] = shards
-    return Shard(*shards[me], group)
+    return Shard(*shards[me], max(n_cols for _, n_cols, _ in shards), group)
 
 
 def _check_same(said: Sequence[dict[str, Any]], ranks: Sequence[int]) -> None:

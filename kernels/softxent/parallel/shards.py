@@ -41,6 +41,7 @@ class Shard(NamedTuple):
     start: int
     n_cols: int
     n_classes: int
+    widest: int  # the most classes that a rank of the group holds
     group: Any  # dist.ProcessGroup
 
 

@@ -150,17 +150,17 @@ def vocab_parallel(
     wanted: tuple[str, ...] = ()
     call, error = None, None
     try:  # so that a rank with wrong arguments tells the others, who would wait for it
-        _check_slice(vocab_start, vocab_size)
+        check_slice(vocab_start, vocab_size)
         wanted = check_stats(stats, STATS, arguments[1], False)
         call = call_of(*arguments)
-        _check_call(call)
+        check_call(call)
     except (TypeError, ValueError, RuntimeError, IndexError) as raised:
         error = raised
     if call is None or error is not None:
         agree(group, (), {}, 0, None, None, {}, error)
         raise AssertionError("agree() raises a given error")
     inputs = call.inputs
-    names, same = _said(call, wanted)
+    names, same = said(call, wanted)
     replicated = {"target": None if inputs.target.is_floating_point() else inputs.target}
     replicated["sample_weight"] = inputs.sample_weight
     n_local = inputs.logits.shape[1]
@@ -185,21 +185,24 @@ def loss_of_shard(
         found = {name: x for name, x in stats._asdict().items() if x is not None}
         stats = Stats(**{name: x.masked_fill(v == 0, -1 * (name == "prediction")) for name, x in found.items()})
     if options.reduction == "mean" and n is None:
-        n = as_vector(divisor_of(inputs, options, counts), inputs.logits)
+        n = as_divisor(inputs, options, counts)
     return reduced(loss, inputs._replace(normalizer=n), options), stats
 
 
-def divisor_of(inputs: Inputs, options: Options, counts: Tensor | None) -> Tensor | int:
-    """What the mean divides by. counts: w_y of rows."""
+def as_divisor(inputs: Inputs, options: Options, counts: Tensor | None) -> Tensor:
+    """[1] what the mean divides by. counts: w_y of rows."""
+    n: Tensor | float
     if inputs.target.is_floating_point():
-        return len(inputs.target)
-    if counts is None:
-        return torch.count_nonzero(inputs.target.long() != options.ignore_index)
-    total = counts.sum()
-    return torch.where(total == 0, float("nan"), total)
+        n = len(inputs.target)
+    elif counts is None:
+        n = torch.count_nonzero(inputs.target.long() != options.ignore_index)
+    else:
+        n = counts.sum()
+        n = torch.where(n == 0, float("nan"), n)
+    return as_vector(n, inputs.logits)
 
 
-def _check_slice(vocab_start: int | None, vocab_size: int | None) -> None:
+def check_slice(vocab_start: int | None, vocab_size: int | None) -> None:
     for name, value in (("vocab_start", vocab_start), ("vocab_size", vocab_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, INTEGRAL)):
             raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
@@ -207,7 +210,7 @@ def _check_slice(vocab_start: int | None, vocab_size: int | None) -> None:
             raise ValueError(f"{name} must be at least 0, got {value}")
 
 
-def _check_call(call: Call) -> None:
+def check_call(call: Call) -> None:
     inputs = call.inputs
     if in_transform(*inputs):
         raise RuntimeError("logits spread over ranks do not go with torch.func transforms or forward-mode AD")
@@ -217,7 +220,7 @@ def _check_call(call: Call) -> None:
         raise RuntimeError("no gradient with respect to weight: pass weight.detach()")
 
 
-def _said(call: Call, wanted: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def said(call: Call, wanted: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What has to be the same on every rank: what decides whether ranks still understand each other, and all of it. A
     number that changes, as a schedule does, is no new call."""
     inputs, options = call.inputs, call.options

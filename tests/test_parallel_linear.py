@@ -1,0 +1,271 @@
+"""The linear layer whose classes are spread over 3 processes: 20, 17 and 0 of them, against one process."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import ranks
+from memory import peak_bytes
+from softxent import (
+    dispatch,
+    fused_linear_softmax_xent,
+    fused_linear_softmax_xent_with_stats,
+)
+from test_parallel_vocab import (
+    ALL,
+    INDEX_STATS,
+    N_CLASSES,
+    N_ROWS,
+    SOFT_STATS,
+    Found,
+    cotangent,
+    learned,
+    of_classes,
+    of_rows,
+    part,
+    probabilities,
+)
+
+N_FEATURES = 5
+LEARNED = "input", "linear_weight", "linear_bias"
+OF_CLASSES = "linear_weight", "linear_bias", "weight"
+SLICES = {0: (0, 20), 1: (20, 37), 2: (37, 37)}
+
+
+def layer(dtype: torch.dtype = torch.float64, **given: Any) -> dict[str, Any]:
+    """The arguments of a call on all classes, of so few bytes that ranks have two to four chunks."""
+    g = torch.Generator().manual_seed(11)
+    x, w, b = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((N_ROWS, 5), (N_CLASSES, 5), (37,)))
+    target = torch.randint(N_CLASSES, (N_ROWS,), generator=g)
+    target[2], target[4], target[5] = -100, 19, 20
+    of = {"input": x.to(dtype), "linear_weight": w.to(dtype), "linear_bias": b.to(dtype)}
+    return of | {"target": target, "max_logits_bytes": 650 * torch.promote_types(dtype, torch.float32).itemsize} | given
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": layer,
+    "no bias": lambda: layer(linear_bias=None),
+    "sum": lambda: layer(reduction="sum"),
+    "none": lambda: layer(reduction="none"),
+    "weight and smoothing": lambda: layer(weight=of_classes(), label_smoothing=0.2),
+    "another ignore_index": lambda: layer(ignore_index=19, weight=of_classes(), target=layer()["target"].clamp(min=0)),
+    "a learned scale": lambda: layer(logit_scale=learned(0.7), softcap=3.0),
+    "a learned sample_weight": lambda: layer(sample_weight=learned(of_rows()), weight=of_classes()),
+    "a learned normalizer": lambda: layer(normalizer=learned(5.0), sample_weight=of_rows()),
+    "everything": lambda: layer(weight=of_classes(), sample_weight=of_rows(), **ALL),
+    "probabilities": lambda: layer(target=probabilities()),
+    "learned probabilities and everything": lambda: layer(
+        target=learned(probabilities()), weight=of_classes(), sample_weight=of_rows(), **ALL
+    ),
+    "float32": lambda: layer(torch.float32, label_smoothing=0.1),
+    "bfloat16": lambda: layer(torch.bfloat16, accum_dtype=torch.float32),
+    "float16": lambda: layer(torch.float16),
+    "shifted": lambda: layer(shift=True),
+    "shifted sequences": lambda: {**sequences(), "shift": True, "reduction": "none"},
+    "no rows": lambda: layer(input=layer()["input"][:0], target=layer()["target"][:0]),
+    "all ignored": lambda: layer(target=torch.full((N_ROWS,), -100)),
+}
+
+
+def sequences() -> dict[str, Any]:
+    case = layer()
+    return case | {"input": case["input"].view(3, 3, N_FEATURES), "target": case["target"].view(3, 3)}
+
+
+def bits(x: Tensor) -> bytes:
+    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def sliced(case: dict[str, Any], at: tuple[int, int], padding: int) -> dict[str, Any]:
+    """The arguments of a rank."""
+    case = {name: part(x, 0, at, padding) if name in OF_CLASSES and x is not None else x for name, x in case.items()}
+    if case["target"].is_floating_point():
+        case["target"] = part(case["target"], 1, at, padding)
+    return case
+
+
+def outcome(call: Callable[..., Any], case: dict[str, Any]) -> Found:
+    """The loss, the stats and the gradients of a call."""
+    for name in LEARNED:
+        if case.get(name) is not None:
+            case[name] = case[name].detach().clone().requires_grad_()
+    for x in case.values():
+        if isinstance(x, Tensor):
+            x.grad = None
+    out = call(**case)
+    found = {"loss": out} if isinstance(out, Tensor) else {k: x for k, x in out._asdict().items() if x is not None}
+    differentiable = {name: x for name, x in found.items() if x.requires_grad}
+    torch.autograd.backward(list(differentiable.values()), [cotangent(*pair) for pair in differentiable.items()])
+    grads = {"d" + name: x.grad for name, x in case.items() if isinstance(x, Tensor) and x.grad is not None}
+    return {name: x.detach() for name, x in found.items()} | grads
+
+
+def call_on(case: dict[str, Any], with_stats: bool) -> Found:
+    if not with_stats:
+        return outcome(fused_linear_softmax_xent, case)
+    soft = case["target"].is_floating_point()
+    return outcome(fused_linear_softmax_xent_with_stats, case | {"stats": SOFT_STATS if soft else INDEX_STATS})
+
+
+def all_cases(rank: int, names: tuple[str, ...]) -> dict[tuple[str, bool], Found]:
+    return {
+        (name, with_stats): call_on(sliced(CASES[name](), SLICES[rank], 0) | {"group": dist.group.WORLD}, with_stats)
+        for name in names
+        for with_stats in (False, True)
+    }
+
+
+KERNEL_CASES = "bfloat16", "everything", "learned probabilities and everything", "none"
+by_torch = ranks.run_once(3, all_cases, tuple(CASES))
+by_kernels = ranks.run_once(3, all_cases, KERNEL_CASES, interpret=True)
+
+
+@pytest.fixture(autouse=True)
+def torch_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, too."""
+    monkeypatch.setattr(dispatch, "INTERPRET", False)
+
+
+@pytest.mark.parametrize(
+    "found_by, name",
+    [*((by_torch, name) for name in CASES), *((by_kernels, name) for name in KERNEL_CASES)],
+    ids=[*CASES, *(f"kernels: {name}" for name in KERNEL_CASES)],
+)
+def test_every_option_is_that_of_one_process(found_by: Any, name: str) -> None:
+    tolerance = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 0.03, torch.float16: 3e-3}
+    for with_stats in (False, True):
+        exact = call_on(CASES[name](), with_stats)
+        for rank, of_rank in enumerate(found_by()):
+            found = of_rank[name, with_stats]
+            assert found.keys() == exact.keys()
+            for key, value in found.items():
+                expected = exact[key]
+                if key in ("dlinear_weight", "dlinear_bias", "dtarget"):
+                    expected = part(expected, int(key == "dtarget"), SLICES[rank], 0)
+                elif value.is_floating_point():
+                    same = found_by()[0][name, with_stats][key]
+                    assert bits(value) == bits(same), f"{key}: ranks differ"
+                at_most = tolerance[CASES[name]()["input"].dtype]
+                torch.testing.assert_close(value, expected, rtol=at_most, atol=at_most, equal_nan=True)
+
+
+def other_ways(rank: int) -> dict[str, Any]:
+    """Of 2 ranks, which give the rows whole or by halves and sum their gradients so or so; what goes over the wire."""
+    found: dict[str, Any] = {}
+    at = [(0, 20), (20, 37)][rank]
+    whole = layer(input=layer()["input"][:8], target=layer()["target"][:8])
+    for how, rows in (
+        ("all_reduce", slice(8)),
+        ("partial", slice(8)),
+        ("reduce_scatter", slice(4 * rank, 4 * rank + 4)),
+    ):
+        case = sliced(whole, at, 0) | {"group": dist.group.WORLD, "input_gradient": how}
+        case["input"] = case["input"][rows]
+        with ranks.Collectives() as wire:
+            outcome(fused_linear_softmax_xent, dict(case))  # the ranks agree
+            wire.seen.clear()
+            found[how] = outcome(fused_linear_softmax_xent, case)
+        found[how, "wire"] = list(wire.seen)
+    case = sliced(whole, at, 3 * rank) | {"group": dist.group.WORLD, "vocab_size": N_CLASSES}
+    found["padded"] = outcome(fused_linear_softmax_xent, case)
+    found["order"] = order_of(sliced(whole, at, 0) | {"group": dist.group.WORLD, "max_logits_bytes": 4600})
+    return found
+
+
+def order_of(case: dict[str, Any]) -> list[str]:
+    """Products, collectives begun, and combinations, in time."""
+    from softxent.cpu import shards
+    from softxent.linear_rows import Products
+    from softxent.parallel import linear
+
+    done: list[str] = []
+
+    def noted(name: str, of: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done.append(name)
+            return of(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Products, "logits", noted("product", Products.logits))
+        patch.setattr(linear, "exchange", noted("exchange", linear.exchange))
+        patch.setattr(shards, "combine", noted("combine", shards.combine))
+        fused_linear_softmax_xent(**case)
+    return done
+
+
+two_ranks = ranks.run_once(2, other_ways)
+
+
+def eight_rows() -> Found:
+    return outcome(fused_linear_softmax_xent, layer(input=layer()["input"][:8], target=layer()["target"][:8]))
+
+
+def test_the_inputs_gradient_is_summed_as_asked() -> None:
+    exact, of = eight_rows(), two_ranks()
+    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+    for rank in range(2):
+        torch.testing.assert_close(of[rank]["all_reduce"]["dinput"], exact["dinput"], **close)
+        mine = exact["dinput"][4 * rank : 4 * rank + 4]
+        torch.testing.assert_close(of[rank]["reduce_scatter"]["dinput"], mine, **close)
+        for how in ("all_reduce", "partial", "reduce_scatter"):
+            torch.testing.assert_close(of[rank][how]["loss"], exact["loss"], **close)
+            dw = exact["dlinear_weight"][slice(20) if rank == 0 else slice(20, 37)]
+            torch.testing.assert_close(of[rank][how]["dlinear_weight"], dw, **close)
+    both = of[0]["partial"]["dinput"] + of[1]["partial"]["dinput"]
+    torch.testing.assert_close(both, exact["dinput"], **close)
+    assert not torch.allclose(of[0]["partial"]["dinput"], exact["dinput"])
+
+
+def test_rows_of_the_weight_beyond_the_vocabulary_are_padding() -> None:
+    exact, of = eight_rows(), two_ranks()[1]["padded"]
+    torch.testing.assert_close(of["loss"], exact["loss"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(of["dlinear_weight"][:17], exact["dlinear_weight"][20:], rtol=1e-12, atol=1e-12)
+    assert of["dlinear_weight"].shape == (20, N_FEATURES) and not of["dlinear_weight"][17:].any()
+
+
+def test_a_chunk_has_one_collective_under_the_product_of_the_next() -> None:
+    order = two_ranks()[0]["order"]
+    chunks = order.count("product")
+    assert chunks > 2
+    first, *middle, last = ["product", "exchange"], *[["product", "exchange", "combine"]] * (chunks - 1), ["combine"]
+    assert order == [*first, *(name for step in middle for name in step), *last]
+    for found in two_ranks():
+        gathers = [sent for name, sent in found["all_reduce", "wire"] if "gather" in name]
+        assert len(gathers) > 1 and sum(gathers) == 7 * 3 * 8  # rows that count, fields, bytes
+        others = {how: [x for x in found[how, "wire"] if x[1] not in gathers] for how in ("all_reduce", "partial")}
+        assert others == {"all_reduce": [("allreduce", 8 * N_FEATURES * 8)], "partial": []}
+        whole = [x for x in found["reduce_scatter", "wire"] if x[1] not in gathers]
+        assert whole == [(x, 4 * N_FEATURES * 8) for x in ("allgather_base", "reduce_scatter_base")]
+
+
+def peaks(rank: int) -> dict[str, int]:
+    """The most bytes that a step has at once, beside what it is given and returns."""
+    n_rows, n_cols, n_features = 256, 4096, 8
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n_rows, n_features, generator=g).requires_grad_()
+    w = torch.randn(n_cols, n_features, generator=g).requires_grad_()
+    target = torch.randint(2 * n_cols, (n_rows,), generator=g)
+
+    def step(reduction: str) -> None:
+        given: dict[str, Any] = {"reduction": reduction, "group": dist.group.WORLD, "max_logits_bytes": 1 << 20}
+        loss = fused_linear_softmax_xent(x, w, target, **given)
+        torch.autograd.grad(loss.sum(), (x, w))
+
+    for reduction in ("mean", "none"):
+        step(reduction)  # the ranks agree
+    return {reduction: peak_bytes(partial(step, reduction)) for reduction in ("mean", "none")}
+
+
+def test_no_rank_has_logits_beyond_two_chunks() -> None:
+    """Of 4 MiB of its logits."""
+    gradients = 4 * (256 + 4096) * 8
+    for found in ranks.run(2, peaks):
+        for reduction, peak in found.items():
+            assert peak <= (1 << 20) + gradients + (64 << 10), (reduction, peak)
