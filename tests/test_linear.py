@@ -424,8 +424,8 @@ def test_no_gradient_is_made_without_grad_mode() -> None:
 
 
 def test_the_default_bound_is_the_weights_bytes() -> None:
-    assert linear_rows.least_bytes(None, torch.empty(32000, 512)) == 32000 * 512 * 4
-    assert linear_rows.least_bytes(None, torch.empty(10, 10)) == 32 << 20
+    assert linear_rows.default_bytes(32000, torch.empty(32000, 512)) == 32000 * 512 * 4
+    assert linear_rows.default_bytes(10, torch.empty(10, 10)) == 32 << 20
 
 
 def test_the_loss_of_half_precision_is_that_of_float32() -> None:
@@ -865,7 +865,7 @@ def test_ddp_and_fsdp2_of_one_process_and_a_weight_that_is_not_gathered() -> Non
             found = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             torch.testing.assert_close(found, expected.grad)
     wrapped.reshard()
-    with pytest.raises(RuntimeError, match=r"linear_weight is a DTensor.*not tensor parallelism"):
+    with pytest.raises(RuntimeError, match=r"linear_weight is a DTensor.*Under FSDP2"):
         fused_linear_softmax_xent(case.x, module.linear.weight, case.y)
 
 

@@ -1,5 +1,6 @@
 """The linear layer whose classes are spread over 3 processes: 20, 17 and 0 of them, against one process."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 import ranks
 from memory import peak_bytes
@@ -72,6 +75,11 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def eight(**given: Any) -> dict[str, Any]:
+    """As many rows as 4 ranks share alike."""
+    return layer(**{"input": layer()["input"][:8], "target": layer()["target"][:8]} | given)
+
+
 def sequences() -> dict[str, Any]:
     case = layer()
     return case | {"input": case["input"].view(3, 3, N_FEATURES), "target": case["target"].view(3, 3)}
@@ -100,7 +108,8 @@ def outcome(call: Callable[..., Any], case: dict[str, Any]) -> Found:
     out = call(**case)
     found = {"loss": out} if isinstance(out, Tensor) else {k: x for k, x in out._asdict().items() if x is not None}
     differentiable = {name: x for name, x in found.items() if x.requires_grad}
-    torch.autograd.backward(list(differentiable.values()), [cotangent(*pair) for pair in differentiable.items()])
+    outputs = {name: whole(x) for name, x in differentiable.items()}
+    torch.autograd.backward(list(outputs.values()), [cotangent(*pair) for pair in outputs.items()])
     grads = {"d" + name: x.grad for name, x in case.items() if isinstance(x, Tensor) and x.grad is not None}
     return {name: x.detach() for name, x in found.items()} | grads
 
@@ -154,34 +163,34 @@ def test_every_option_is_that_of_one_process(found_by: Any, name: str) -> None:
                 torch.testing.assert_close(value, expected, rtol=at_most, atol=at_most, equal_nan=True)
 
 
-def other_ways(rank: int) -> dict[str, Any]:
+def other_ways(rank: int) -> dict[Any, Any]:
     """Of 2 ranks, which give the rows whole or by halves and sum their gradients so or so; what goes over the wire."""
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     at = [(0, 20), (20, 37)][rank]
-    whole = layer(input=layer()["input"][:8], target=layer()["target"][:8])
+    of_all = eight()
     for how, rows in (
         ("all_reduce", slice(8)),
         ("partial", slice(8)),
         ("reduce_scatter", slice(4 * rank, 4 * rank + 4)),
     ):
-        case = sliced(whole, at, 0) | {"group": dist.group.WORLD, "input_gradient": how}
+        case = sliced(of_all, at, 0) | {"group": dist.group.WORLD, "input_gradient": how}
         case["input"] = case["input"][rows]
         with ranks.Collectives() as wire:
             outcome(fused_linear_softmax_xent, dict(case))  # the ranks agree
             wire.seen.clear()
             found[how] = outcome(fused_linear_softmax_xent, case)
         found[how, "wire"] = list(wire.seen)
-    case = sliced(whole, at, 3 * rank) | {"group": dist.group.WORLD, "vocab_size": N_CLASSES}
+    case = sliced(of_all, at, 3 * rank) | {"group": dist.group.WORLD, "vocab_size": N_CLASSES}
     found["padded"] = outcome(fused_linear_softmax_xent, case)
-    found["order"] = order_of(sliced(whole, at, 0) | {"group": dist.group.WORLD, "max_logits_bytes": 4600})
+    found["order"] = order_of(sliced(of_all, at, 0) | {"group": dist.group.WORLD, "max_logits_bytes": 4600})
     return found
 
 
 def order_of(case: dict[str, Any]) -> list[str]:
     """Products, collectives begun, and combinations, in time."""
-    from softxent.cpu import shards
+    from softxent.cpu import shards as on_cpu
     from softxent.linear_rows import Products
-    from softxent.parallel import linear
+    from softxent.parallel import linear, shards
 
     done: list[str] = []
 
@@ -194,8 +203,8 @@ def order_of(case: dict[str, Any]) -> list[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Products, "logits", noted("product", Products.logits))
-        patch.setattr(linear, "exchange", noted("exchange", linear.exchange))
-        patch.setattr(shards, "combine", noted("combine", shards.combine))
+        patch.setattr(linear, "exchange", noted("exchange", shards.exchange))
+        patch.setattr(on_cpu, "combine", noted("combine", on_cpu.combine))
         fused_linear_softmax_xent(**case)
     return done
 
@@ -204,7 +213,7 @@ two_ranks = ranks.run_once(2, other_ways)
 
 
 def eight_rows() -> Found:
-    return outcome(fused_linear_softmax_xent, layer(input=layer()["input"][:8], target=layer()["target"][:8]))
+    return outcome(fused_linear_softmax_xent, eight())
 
 
 def test_the_inputs_gradient_is_summed_as_asked() -> None:
@@ -269,3 +278,125 @@ def test_no_rank_has_logits_beyond_two_chunks() -> None:
     for found in ranks.run(2, peaks):
         for reduction, peak in found.items():
             assert peak <= (1 << 20) + gradients + (64 << 10), (reduction, peak)
+
+
+R, S0, S1, ON_TP = Replicate(), Shard(0), Shard(1), (Replicate(), Shard(0))
+MESHES: dict[str, tuple[tuple[Placement, ...], tuple[Placement, ...]]] = {  # of the input, of the weight
+    "all rows": ((R,), (S0,)),
+    "rows of the classes' dimension": ((S0,), (S0,)),
+    "rows of another": ((S0, R), ON_TP),
+    "rows of both": ((S0, S0), ON_TP),
+    "rows of both, the other way": ((S0, S0), (S0, R)),
+}
+
+
+def on_mesh(case: dict[str, Any], of_input: tuple[Placement, ...], of_weight: tuple[Placement, ...]) -> dict[str, Any]:
+    mesh = init_device_mesh("cpu", (4,) if len(of_weight) == 1 else (2, 2))
+    beside = tuple(R if w.is_shard() else p for p, w in zip(of_input, of_weight, strict=True))
+    how = {"input": of_input, "linear_weight": of_weight, "linear_bias": of_weight}
+    how |= {"target": beside, "sample_weight": beside}
+    if case["target"].is_floating_point():
+        how["target"] = tuple(S1 if w.is_shard() else p for p, w in zip(of_input, of_weight, strict=True))
+    return {
+        name: distribute_tensor(x, mesh, how.get(name, (R,) * mesh.ndim)) if isinstance(x, Tensor) else x
+        for name, x in case.items()
+    }
+
+
+def whole(x: Any) -> Any:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+DTENSOR_CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": eight,
+    "none": lambda: eight(reduction="none"),
+    "everything": lambda: eight(weight=of_classes(), sample_weight=of_rows()[:8], **ALL),
+    "probabilities": lambda: eight(target=probabilities()[:8], label_smoothing=0.1),
+    "shifted sequences": lambda: (
+        eight(shift=True)
+        | {"input": layer()["input"][:8].view(4, 2, N_FEATURES), "target": layer()["target"][:8].view(4, 2)}
+    ),
+}
+
+
+def on_meshes(rank: int) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for how, placements in MESHES.items():
+        for name, case in DTENSOR_CASES.items():
+            for with_stats in (False, True):
+                out = call_on(on_mesh(case(), *placements), with_stats)
+                found[how, name, with_stats] = {key: whole(x) for key, x in out.items()}
+    found["errors"] = refused(rank)
+    return found
+
+
+def refused(rank: int) -> dict[str, Any]:
+    """What is raised, by the names of mistakes."""
+    mesh, world = init_device_mesh("cpu", (4,)), {"group": dist.group.WORLD}
+    case, at = eight(), [(0, 10), (10, 20), (20, 30), (30, 37)][rank]
+    mine = sliced(case, at, 0) | world
+    spread = on_mesh(case, (R,), (S0,))
+    of_fsdp = {"linear_weight": spread["linear_weight"]}
+    wrong_here = {"reduction": "average"} if rank == 2 else {}
+    other_rows = {"target": case["target"].roll(rank)}  # as data parallelism has them
+    halves = {"linear_weight": mine["linear_weight"].float()} if rank == 1 else {}
+    sharded = {"input": distribute_tensor(case["input"], mesh, [S1])}
+    calls: dict[str, dict[str, Any]] = {
+        "the weight of FSDP": case | of_fsdp,
+        "other rows": mine | other_rows,
+        "wrong on one rank": mine | wrong_here,
+        "another dtype": mine | halves,
+        "a gap": sliced(case, at, 0) | world | {"vocab_size": 40},
+        "a way of summing": mine | {"input_gradient": "none"},
+        "no group": case | {"vocab_start": 3},
+        "sharded features": spread | sharded,
+        "a plain bias": spread | {"linear_bias": case["linear_bias"]},
+        "a group beside DTensors": spread | world,
+        "out of range": mine | {"target": case["target"].clamp(min=36) + 1},
+        "few bytes": mine | {"max_logits_bytes": 100},
+    }
+    found: dict[str, Any] = {}
+    for name, given in calls.items():
+        try:
+            found[name] = fused_linear_softmax_xent(**given)
+        except Exception as error:
+            found[name] = type(error), str(error)
+    return found
+
+
+by_dtensors = ranks.run_once(4, on_meshes)
+
+
+@pytest.mark.parametrize("name", DTENSOR_CASES)
+@pytest.mark.parametrize("how", MESHES)
+def test_dtensors_are_as_one_process(how: str, name: str) -> None:
+    for with_stats in (False, True):
+        exact = call_on(DTENSOR_CASES[name](), with_stats)
+        for of_rank in by_dtensors():
+            found = of_rank[how, name, with_stats]
+            assert found.keys() == exact.keys()
+            for key, value in found.items():
+                torch.testing.assert_close(value, exact[key], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, kind, words",
+    [
+        ("the weight of FSDP", RuntimeError, "linear_weight is a DTensor.*Under FSDP2"),
+        ("other rows", RuntimeError, "target on rank 1"),
+        ("wrong on one rank", (ValueError, RuntimeError), "average"),
+        ("another dtype", RuntimeError, "float32"),
+        ("a gap", ValueError, r"no rank holds the classes \[37, 40\)"),
+        ("a way of summing", ValueError, "input_gradient must be one of"),
+        ("no group", ValueError, "vocab_start is for classes that are spread over a group"),
+        ("sharded features", NotImplementedError, "features of input are sharded"),
+        ("a plain bias", RuntimeError, "linear_bias is a plain tensor"),
+        ("a group beside DTensors", ValueError, "group is for plain tensors"),
+        ("out of range", IndexError, "37"),
+        ("few bytes", ValueError, "max_logits_bytes=100 is less than one row needs"),
+    ],
+)
+def test_a_mistake_is_told_on_every_rank(name: str, kind: Any, words: str) -> None:
+    for of_rank in by_dtensors():
+        raised, said = of_rank["errors"][name]
+        assert issubclass(raised, kind) and re.search(words, said), (raised, said)

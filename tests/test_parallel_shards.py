@@ -19,7 +19,7 @@ SIZES = ((20, 17, 0), (1, 1, 1), (1300, 1501, 0, 7))
 
 def shards_of(sizes: tuple[int, ...]) -> list[Shard]:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [Shard(start, n_cols, sum(sizes), None) for start, n_cols in zip(starts, sizes, strict=True)]
+    return [Shard(start, n_cols, sum(sizes), max(sizes), None) for start, n_cols in zip(starts, sizes, strict=True)]
 
 
 def slice_of(whole: Inputs, shard: Shard) -> Inputs:

@@ -1,6 +1,7 @@
 """The public operations from hidden states: arguments checked, and turned into rows for linear_rows.py."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from .checks import (
     check_stats,
     check_tensors,
     check_z_loss,
+    is_dtensor,
 )
 from .functional import STATS, Call, LossAndStats, as_vector, reduced
 from .linear_rows import OF_WIDEST, Gradients, Head, How
@@ -96,7 +98,11 @@ def fused_linear_softmax_xent(
     of `vocab_parallel_softmax_xent`, under the product of the next; backward has that of the input's gradient alone.
     The same bits on every rank; as there, differentiable once, not under torch.func, and eager under torch.compile.
 
-    Raises as `fused_softmax_xent`; RuntimeError for shapes that do not chain and for a DTensor, ValueError for
+    DTensors say all that themselves: linear_weight Shard(0) on one dimension of the mesh, linear_bias likewise; input
+    Replicate there, or sharded by rows, which is sequence parallelism; on other dimensions input and target may be
+    sharded by rows. Results are DTensors, placed as those of `fused_softmax_xent` of such logits.
+
+    Raises as `fused_softmax_xent`; RuntimeError for shapes that do not chain and for one DTensor alone, ValueError for
     max_logits_bytes below what one row needs, and, on a CPU, for valid_rows below their number. With a group, as
     `vocab_parallel_softmax_xent`.
     """
@@ -142,7 +148,10 @@ def fused_linear_softmax_xent_with_stats(
     prediction, correct = found.prediction, None
     if "correct" in wanted:
         assert prediction is not None
-        correct = (prediction == (target[..., 1:] if shift else target)) & (prediction >= 0)
+        y = target[..., 1:] if shift else target
+        if is_dtensor(prediction) and not is_dtensor(y):
+            y = type(prediction).from_local(y, prediction.device_mesh, prediction.placements)  # type: ignore[attr-defined]
+        correct = (prediction == y) & (prediction >= 0)
     prediction = prediction if "prediction" in wanted else None
     return LossAndStats(loss, found.lse, found.entropy, found.target_logprob, prediction, correct)
 
@@ -243,6 +252,12 @@ def _linear(
     input_gradient: str,
     **arguments: Any,
 ) -> tuple[Tensor, Stats]:
+    if is_dtensor(arguments["linear_weight"]) and is_dtensor(arguments["input"]):
+        from .parallel.dtensor_linear import dtensor_linear
+
+        place = {"group": group, "vocab_start": vocab_start, "vocab_size": vocab_size, "input_gradient": input_gradient}
+        found: tuple[Tensor, Stats] = dtensor_linear(partial(_linear, names=names), shift=shift, **place, **arguments)
+        return found
     if group is None:
         for name, given in (("vocab_start", vocab_start), ("vocab_size", vocab_size)):
             if given is not None:
@@ -390,10 +405,11 @@ def _check_linear(input: Tensor, linear_weight: Tensor, target: Any, linear_bias
             raise TypeError(f"{name} must be a Tensor, not {type(x).__name__}: pass its weight, and its bias")
         if not isinstance(x, Tensor) and not (x is None and name == "linear_bias"):
             raise TypeError(f"{name} must be a Tensor, not {type(x).__name__}")
-        if any(base.__name__ == "DTensor" for base in type(x).__mro__):
+        if is_dtensor(x):
             raise RuntimeError(
-                f"{name} is a DTensor, and this is not tensor parallelism: call it in the forward of the module that "
-                "owns the weight, where FSDP2 has gathered it, or pass full_tensor()"
+                f"{name} is a DTensor, but not both of input and linear_weight are. Under FSDP2 call it in the forward "
+                "of the module that owns the weight, where it is whole. For classes that are spread over ranks make "
+                "input a DTensor of the weight's mesh, or pass to_local() of both and the group"
             )
         if x is not None and x.device != input.device:
             raise RuntimeError(f"input is on {input.device} but {name} is on {x.device}")

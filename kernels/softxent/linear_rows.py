@@ -212,10 +212,18 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
 
 
 def sizes_of(
-    head: Head, inputs: Inputs, how: How, wanted: Gradients, count: int, gathered: bool, n_cols: int | None = None
+    head: Head,
+    inputs: Inputs,
+    how: How,
+    wanted: Gradients,
+    count: int,
+    gathered: bool,
+    n_cols: int | None = None,
+    rooms: int = 1,
 ) -> Sizes:
-    """So that a chunk takes `max_bytes` at most, with all that is allocated for it; as if of n_cols classes."""
+    """So that `rooms` chunks take `max_bytes` at most, with all that is allocated for them; as if of n_cols classes."""
     x, weight, bias = head
+    max_bytes = how.max_bytes // rooms
     n_features, target = weight.shape[1], inputs.target
     n_cols = len(weight) if n_cols is None else n_cols
     wide = _acc(x).itemsize
@@ -232,12 +240,13 @@ def sizes_of(
     by_class = 2 * n_features * wide if cast else 0  # its share of W or of dW, and what is added to that
     always = n_cols * wide * (3 * (bias is not None) + (inputs.weight is not None))  # float32, and db of a chunk
     least = always + row + max(piece, by_class)
-    if how.max_bytes < least:
-        raise ValueError(f"max_logits_bytes={how.max_bytes} is less than one row needs, {least}: {n_cols} classes")
-    share = how.max_bytes // 8
+    if max_bytes < least:
+        needed = f"{rooms * least}: {n_cols} classes"
+        raise ValueError(f"max_logits_bytes={how.max_bytes} is less than one row needs, {needed}")
+    share = max_bytes // 8
     some = min(max(1, share // piece), max(1, PIECE // n_cols)) if piece else count
     classes = min(n_cols, max(1, share // by_class)) if cast else n_cols
-    rows = (how.max_bytes - always - max(some * piece, classes * by_class)) // row
+    rows = (max_bytes - always - max(some * piece, classes * by_class)) // row
     if rows < 1:
         rows, some, classes = 1, 1, 1 if cast else n_cols
     chunks = max(1, math.ceil(count / rows))

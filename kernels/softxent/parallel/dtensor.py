@@ -11,6 +11,7 @@ dimensions that shard rows, and Replicate on all others.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,25 +29,24 @@ Placements = tuple[Placement, ...]
 class Layout:
     """How logits lie on their mesh, and what lies beside them."""
 
-    def __init__(self, input: DTensor) -> None:
-        self.mesh: DeviceMesh = input.device_mesh
-        self.input: Placements = tuple(input.placements)
-        self.class_dim = min(1, input.dim() - 1)
-        self.n_classes = input.shape[self.class_dim]
+    def __init__(self, mesh: DeviceMesh, placements: Sequence[Placement], shape: torch.Size, class_dim: int) -> None:
+        self.mesh, self.class_dim = mesh, class_dim
+        self.input: Placements = tuple(placements)
+        self.n_classes = shape[class_dim]
         if self.mesh.get_coordinate() is None:
             raise RuntimeError(f"this rank is not in the mesh of the logits, {self.mesh}")
         for p in self.input:
             if type(p) not in (Replicate, Shard):
                 wanted = tuple(q if type(q) in (Replicate, Shard) else Replicate() for q in self.input)
                 raise NotImplementedError(
-                    f"input is {p}, and has to be Replicate or Shard: {_redistribute('input', wanted)}"
+                    f"input is {p}, and has to be Replicate or Shard: {redistribute('input', wanted)}"
                 )
         over = [i for i, p in enumerate(self.input) if p.is_shard(self.class_dim)]
         if len(over) > 1:
             wanted = tuple(Replicate() if i in over[1:] else p for i, p in enumerate(self.input))
             raise NotImplementedError(
                 f"the classes of input are sharded over {len(over)} dimensions of the mesh, {self.input}: one may. "
-                f"{_redistribute('input', wanted)}, or flatten these dimensions of the mesh"
+                f"{redistribute('input', wanted)}, or flatten these dimensions of the mesh"
             )
         self.over_classes = over[0] if over else None
         self.over_rows = [i for i, p in enumerate(self.input) if p.is_shard() and i not in over]
@@ -98,17 +98,17 @@ def dtensor_loss(
     """The loss and the stats of functional.py, as DTensors."""
     if inplace:
         raise RuntimeError("inplace=True does not go with a DTensor: leave it out")
-    layout = Layout(input)
+    layout = Layout(input.device_mesh, input.placements, input.shape, min(1, input.dim() - 1))
     soft = isinstance(target, Tensor) and target.is_floating_point()
     shape = torch.Size(s for i, s in enumerate(input.shape) if i != layout.class_dim)
-    y = _local("target", target, layout, layout.input if soft else layout.rows)
-    v = None if sample_weight is None else _local("sample_weight", sample_weight, layout, layout.rows)
-    w = None if weight is None else _local("weight", weight, layout, (Replicate(),) * layout.mesh.ndim)
-    scale = _number("logit_scale", logit_scale, layout)
-    n = _number("normalizer", normalizer, layout)
+    y = local_part("target", target, layout, layout.input if soft else layout.rows)
+    v = None if sample_weight is None else local_part("sample_weight", sample_weight, layout, layout.rows)
+    w = None if weight is None else local_part("weight", weight, layout, (Replicate(),) * layout.mesh.ndim)
+    scale = number_of("logit_scale", logit_scale, layout)
+    n = number_of("normalizer", normalizer, layout)
     if reduction == "mean" and n is None and layout.over_rows:
-        n = shape.numel() if soft else _count(y, w, ignore_index, layout)
-    logits = _plain(input.to_local(grad_placements=layout.input))
+        n = shape.numel() if soft else count_of(y, w, ignore_index, layout)
+    logits = plain(input.to_local(grad_placements=layout.input))
     if w is not None:
         w = w[slice(*layout.slice())]
     arguments = logits, y, w, ignore_index, reduction, label_smoothing, z_loss, softcap, scale, v, n, loss_dtype, False
@@ -127,16 +127,16 @@ def dtensor_loss(
     out = loss_and_stats(loss, found, y, wanted)
     if reduction == "mean" and layout.over_rows:  # what is averaged over the ranks; its gradient is that of the sum
         loss = loss + (layout.row_parts - 1) * loss.detach()
-    loss = _placed(loss, layout, layout.reduced(reduction), shape if reduction == "none" else torch.Size())
-    return LossAndStats(loss, *(None if x is None else _placed(x, layout, layout.rows, shape) for x in out[1:]))
+    loss = placed(loss, layout, layout.reduced(reduction), shape if reduction == "none" else torch.Size())
+    return LossAndStats(loss, *(None if x is None else placed(x, layout, layout.rows, shape) for x in out[1:]))
 
 
-def _placed(x: Tensor, layout: Layout, placements: Placements, shape: torch.Size) -> DTensor:
+def placed(x: Tensor, layout: Layout, placements: Placements, shape: torch.Size) -> DTensor:
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(x, layout.mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
-def _local(name: str, x: Any, layout: Layout, wanted: Placements) -> Tensor:
+def local_part(name: str, x: Any, layout: Layout, wanted: Placements) -> Tensor:
     """What this rank holds of what lies beside the logits. Where it is replicated and has to be sharded, its part."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a Tensor, not {type(x).__name__}")
@@ -147,18 +147,18 @@ def _local(name: str, x: Any, layout: Layout, wanted: Placements) -> Tensor:
                 f"{list(wanted)}), or DTensor.from_local of this rank's part"
             )
         return x
-    _check_mesh(name, x, layout)
+    check_mesh(name, x, layout)
     if tuple(x.placements) != wanted:
         moves = any(p != q and not p.is_replicate() for p, q in zip(x.placements, wanted, strict=True))
         if moves or (x.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(
-                f"{name} is {tuple(x.placements)} beside logits that are {layout.input}: {_redistribute(name, wanted)}"
+                f"{name} is {tuple(x.placements)} beside logits that are {layout.input}: {redistribute(name, wanted)}"
             )
         x = x.redistribute(placements=wanted)  # a part of what is here: nothing is sent
-    return _plain(x.to_local(grad_placements=wanted))
+    return plain(x.to_local(grad_placements=wanted))
 
 
-def _number(name: str, x: Any, layout: Layout) -> Any:
+def number_of(name: str, x: Any, layout: Layout) -> Any:
     """A number that all ranks share. Its gradient is a sum over the rows of all."""
     if not isinstance(x, Tensor):
         return x
@@ -170,15 +170,15 @@ def _number(name: str, x: Any, layout: Layout) -> Any:
                 f"distribute_tensor({name}, mesh, {[Replicate()] * layout.mesh.ndim})"
             )
         return x
-    _check_mesh(name, x, layout)
+    check_mesh(name, x, layout)
     wanted = (Replicate(),) * layout.mesh.ndim
     if tuple(x.placements) != wanted:
-        raise RuntimeError(f"{name} is {tuple(x.placements)}: {_redistribute(name, wanted)}")
+        raise RuntimeError(f"{name} is {tuple(x.placements)}: {redistribute(name, wanted)}")
     sums = tuple(Partial() if i in layout.over_rows else Replicate() for i in range(layout.mesh.ndim))
-    return _plain(x.to_local(grad_placements=sums))
+    return plain(x.to_local(grad_placements=sums))
 
 
-def _count(target: Tensor, weight: Tensor | None, ignore_index: int, layout: Layout) -> Tensor:
+def count_of(target: Tensor, weight: Tensor | None, ignore_index: int, layout: Layout) -> Tensor:
     """What the mean divides by, of all rows: their number, or the sum of their targets' weights; NaN for nothing."""
     y = target.long()
     kept = y != ignore_index
@@ -194,17 +194,17 @@ def _count(target: Tensor, weight: Tensor | None, ignore_index: int, layout: Lay
     return torch.where(n == 0, float("nan"), n)
 
 
-def _check_mesh(name: str, x: DTensor, layout: Layout) -> None:
+def check_mesh(name: str, x: DTensor, layout: Layout) -> None:
     if x.device_mesh != layout.mesh:
         raise RuntimeError(f"{name} is on {x.device_mesh}, and input on {layout.mesh}: put both on one mesh")
 
 
-def _plain(x: Any) -> Tensor:
+def plain(x: Any) -> Tensor:
     """The result of a collective that is still on its way, once it is there."""
     if type(x) is not Tensor and hasattr(x, "trigger_wait"):
         x = x.wait()
     return x  # type: ignore[no-any-return]
 
 
-def _redistribute(name: str, placements: Placements) -> str:
+def redistribute(name: str, placements: Placements) -> str:
     return f"{name}.redistribute(placements={list(placements)})"

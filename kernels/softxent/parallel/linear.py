@@ -40,6 +40,7 @@ from .vocab import as_divisor, check_call, check_slice, said
 if TYPE_CHECKING:
     from ..linear import Rows
 
+ROOMS = 2  # one for the chunk whose sums are on their way
 GRADIENTS = ("all_reduce", "reduce_scatter", "partial")
 
 
@@ -218,9 +219,9 @@ class _Chunks:
         self.rows, self.inputs = that_count(inputs, options, how.valid_rows)
         n_rows = len(self.inputs.target)
         self.count = n_rows if self.rows is None else len(self.rows)
-        half = how._replace(max_bytes=how.max_bytes // 2)
-        self.sizes = sizes_of(head, self.inputs, half, wanted, self.count, self.rows is not None, shard.widest)
-        self.products = Products(head, how, self.sizes, wanted, n_rows, self.rows is None, rooms=2)
+        some = self.rows is not None
+        self.sizes = sizes_of(head, self.inputs, how, wanted, self.count, some, shard.widest, ROOMS)
+        self.products = Products(head, how, self.sizes, wanted, n_rows, not some, ROOMS)
         self.dtarget = inputs.target.new_zeros(inputs.target.shape) if wanted.target else None
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor, Inputs]]:
@@ -248,7 +249,8 @@ class _Chunks:
         if dloss is not None:
             dloss = _times_factors(dloss.expand(len(z)), part, options)
         for some, piece in self.pieces(part):
-            of_row, of_stats = (type(x)(*(None if y is None else y[some] for y in x)) for x in (row, dstats))
+            of_row = Row(*(None if y is None else y[some] for y in row))  # type: ignore[arg-type]
+            of_stats = Stats(*(None if y is None else y[some] for y in dstats))
             of_loss = None if dloss is None else dloss[some]
             dtarget = None if self.dtarget is None else self.dtarget.new_empty(piece.target.shape)
             implementation(z).gradient(of_row, of_loss, of_stats, piece, options, shard, piece.logits, dtarget)
