@@ -166,7 +166,7 @@ def shard_step(inputs: Any, options: Any, stats: bool) -> None:
     from softxent.triton_kernels import shards
 
     n_cols = inputs.logits.shape[1]
-    shard = Shard(n_cols, n_cols, 8 * n_cols, None)
+    shard = Shard(n_cols, n_cols, 8 * n_cols, n_cols, None)
     wanted = ("lse", "entropy", "prediction") if stats else ()
     fields = fields_of(inputs, options, wanted)
     gathered = torch.stack([shards.sums(inputs, options, shard, fields)] * 8)
