@@ -10,7 +10,8 @@ import shlex
 import sys
 from typing import NamedTuple
 
-from .command import HelpFormatter, Parser, exit_code
+from .command import HelpFormatter, Parser, exit_code, first_speaks, launched, launcher
+from .errors import UserError
 
 
 class Command(NamedTuple):
@@ -85,7 +86,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code. Raises SystemExit where argparse ends the program."""
     given = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: _run(given))
+    with first_speaks():
+        return exit_code(lambda: _run(given))
 
 
 def _run(argv: list[str]) -> None:
@@ -97,8 +99,10 @@ def _run(argv: list[str]) -> None:
         print(line())
     elif arguments.command is None:
         parser.print_help()
+    elif launched() and arguments.command != "train":
+        raise UserError(f"only train runs under torchrun: python -m fmnist {shlex.join(argv)}")
     else:
-        arguments.command_line = f"python -m fmnist {shlex.join(argv)}"
+        arguments.command_line = f"{launcher()} fmnist {shlex.join(argv)}"
         importlib.import_module(f".{COMMANDS[arguments.command].module}", __package__).run(arguments)
 
 

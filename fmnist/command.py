@@ -1,10 +1,14 @@
-"""How every command begins and ends: bad input is one line and exit code 2, Ctrl-C is one line and no traceback."""
+"""How every command begins and ends: bad input is one line and exit code 2, Ctrl-C is one line and no traceback.
+
+Of the processes that torchrun starts, the first speaks for all.
+"""
 
 import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NoReturn
 
 from .errors import Interrupted, UserError
@@ -23,6 +27,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"fmnist: {message}; see {self.prog} --help\n")
+
+
+def launched() -> bool:
+    """Whether this is one of the processes of a launcher: torchrun, or what sets the same variables."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def launcher() -> str:
+    """What starts such processes again, before the name of a module."""
+    if not launched():
+        return "python -m"
+    size, here = (os.environ.get(name, os.environ["WORLD_SIZE"]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = f"--nnodes {int(size) // int(here)} " if size != here else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m"
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """Whatever ranks but the first print goes nowhere. A traceback passes."""
+    if not launched() or os.environ["RANK"] == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def exit_code(act: Callable[[], None]) -> int:

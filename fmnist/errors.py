@@ -9,5 +9,13 @@ class CannotWrite(UserError):
     """A file could not be written: the disk is full, or it is not ours. What was there before is still there."""
 
 
+class Lost(UserError):
+    """Another rank of the run has ended. `speaker` is the rank that prints it, for all."""
+
+    def __init__(self, message: str, speaker: int) -> None:
+        super().__init__(message)
+        self.speaker = speaker
+
+
 class Interrupted(Exception):
     """Ctrl-C during a run that can go on: a message that says how. Exit code 130, the shells' for SIGINT."""

@@ -15,6 +15,7 @@ from . import mixup
 from .config import Config
 from .losses import loss_and_prediction
 from .models import N_CLASSES
+from .ranks import ALONE, Ranks
 
 MEASURED_AT_ONCE = 10_000  # images whose loss is summed by one call
 FORWARD_AT_ONCE = 1000  # images whose hidden layers are in memory at once
@@ -43,6 +44,19 @@ def learning_rate(config: Config, step: int, n_steps: int) -> float:
     return config.lr if config.schedule == "constant" else config.lr * (1 - step / n_steps)
 
 
+class Objective(nn.Module):
+    """The model with its loss, as one module: what DistributedDataParallel has to wrap, whichever loss it is."""
+
+    def __init__(self, config: Config, model: nn.Module) -> None:
+        super().__init__()
+        self.config, self.model = config, model
+
+    def forward(self, images: Tensor, target: Tensor, normalizer: float | None) -> tuple[Tensor, Tensor]:
+        return loss_and_prediction(
+            self.config.loss, self.model, images, target, self.config.label_smoothing, normalizer
+        )
+
+
 def one_epoch(
     config: Config,
     model: nn.Module,
@@ -51,12 +65,17 @@ def one_epoch(
     shuffle: torch.Generator,
     epoch: int,
     after_step: Callable[[Tensor], None] = lambda loss: None,
+    ranks: Ranks = ALONE,
+    objective: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Train for epoch 1, 2, ...; the loss and the accuracy over it, each batch as it was met.
 
     `after_step` is given each batch's loss, a scalar on the device.
     With mixup the right class of an image is that of its larger part.
+    Each of the ranks shuffles all images alike, and takes its part of each batch. `objective` is the Objective of
+    `model`, wrapped for them.
     """
+    objective = objective or Objective(config, model)
     n = len(training.labels)
     place = training.labels.device
     order = torch.randperm(n, generator=shuffle).to(place)
@@ -65,21 +84,26 @@ def one_epoch(
     losses = torch.zeros(len(starts), device=place)
     right = torch.zeros(len(starts), device=place)
     for i, start in enumerate(starts):
-        images, labels = training.batch(order[start : start + config.batch_size])
-        target = labels
-        if mixed:
-            images, target = mixup.mix(images, labels, mixed[i], N_CLASSES)
+        rows = order[start : start + config.batch_size]
+        mine = ranks.part(len(rows))
+        if mixed:  # with images of other parts, too
+            images, target = (x[mine] for x in mixup.mix(*training.batch(rows), mixed[i], N_CLASSES))
             labels = target.argmax(1)
-        loss, prediction = loss_and_prediction(config.loss, model, images, target, config.label_smoothing)
+        else:
+            images, labels = training.batch(rows[mine])
+            target = labels
+        divisor = ranks.divisor(len(rows))
+        loss, prediction = objective(images, target, divisor)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, (epoch - 1) * len(starts) + i, config.epochs * len(starts))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses[i] = loss.detach() * len(labels)
+        losses[i] = loss.detach() * (divisor or len(labels))
         right[i] = (prediction == labels).sum()
         after_step(loss.detach())
-    return losses.cpu().double().sum().item() / n, right.cpu().double().sum().item() / n
+    loss_sum, n_right = ranks.sum([losses.cpu().double().sum().item(), right.cpu().double().sum().item()])
+    return loss_sum / n, n_right / n
 
 
 @torch.no_grad()
@@ -92,12 +116,16 @@ def logits_of(model: nn.Module, split: Split) -> Iterator[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, loss_of: Callable[..., Tensor] = softxent.fused_softmax_xent
+    model: nn.Module,
+    split: Split,
+    loss_of: Callable[..., Tensor] = softxent.fused_softmax_xent,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """The mean of the loss, and accuracy."""
+    """The mean of the loss, and accuracy: each of the ranks measures its part of the split."""
     n = len(split.labels)
     loss = right = torch.zeros((), device=split.labels.device)
-    for logits, labels in logits_of(model, split):
+    for logits, labels in logits_of(model, split.part(ranks.part(n))):
         loss = loss + loss_of(logits, labels, reduction="sum")
         right = right + (logits.argmax(1) == labels).sum()
-    return loss.item() / n, right.item() / n
+    loss_sum, n_right = ranks.sum([loss.item(), right.item()])
+    return loss_sum / n, n_right / n

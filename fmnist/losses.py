@@ -1,6 +1,7 @@
 """The losses by name. Each takes logits [n, C], a target, a reduction and label smoothing, as PyTorch's does.
 
-A target is class indices [n] or probabilities [n, C]; label smoothing mixes it with the uniform distribution.
+A target is class indices [n] or probabilities [n, C]; label smoothing mixes it with the uniform distribution. A
+`normalizer` is what the mean divides by instead of n, where the rows are a part of a minibatch.
 
     fused   softxent's cross-entropy
     torch   torch.nn.functional.cross_entropy, the same function
@@ -11,6 +12,7 @@ A target is class indices [n] or probabilities [n, C]; label smoothing mixes it 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,26 @@ from torch import Tensor, nn
 import softxent
 
 
-def squared_error(logits: Tensor, target: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    normalizer: float | None = None,
+) -> Tensor:
+    """PyTorch's."""
+    if normalizer is None:
+        return F.cross_entropy(logits, target, reduction=reduction, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing) / normalizer
+
+
+def squared_error(
+    logits: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    normalizer: float | None = None,
+) -> Tensor:
     """1/2 |softmax(logits) - target|^2 of each row, in [0, 1]; "mean" over the rows, or "sum".
 
     Args:
@@ -30,7 +51,7 @@ def squared_error(logits: Tensor, target: Tensor, reduction: str = "mean", label
     y = target if target.is_floating_point() else one_hot(target, n_classes, logits.dtype)
     y = (1 - label_smoothing) * y + label_smoothing / n_classes
     total = (softxent.softmax(logits, dim=1) - y).square().sum() / 2
-    return total / len(logits) if reduction == "mean" else total
+    return total / (len(logits) if normalizer is None else normalizer) if reduction == "mean" else total
 
 
 def one_hot(labels: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
@@ -40,7 +61,7 @@ def one_hot(labels: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "fused": softxent.fused_softmax_xent,
-    "torch": F.cross_entropy,
+    "torch": cross_entropy,
     "mse": squared_error,
     "one-op": softxent.fused_softmax_xent,  # where logits are there already
 }
@@ -48,17 +69,23 @@ UNITS = dict.fromkeys(LOSSES, "cross-entropy (nats)") | {"mse": "half the square
 
 
 def loss_and_prediction(
-    name: str, model: nn.Module, images: Tensor, target: Tensor, label_smoothing: float
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    label_smoothing: float,
+    normalizer: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of a minibatch by the loss of that name, and the likeliest class of each image [n]."""
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "normalizer": normalizer}
     if name != "one-op":
         logits = model(images)
-        return LOSSES[name](logits, target, label_smoothing=label_smoothing), logits.detach().argmax(1)
+        return LOSSES[name](logits, target, **options), logits.detach().argmax(1)
     layers = model if isinstance(model, nn.Sequential) else nn.Sequential(model)
     head = layers[-1]
     assert isinstance(head, nn.Linear)
     found = softxent.fused_linear_softmax_xent_with_stats(
-        layers[:-1](images), head.weight, target, head.bias, label_smoothing=label_smoothing, stats="prediction"
+        layers[:-1](images), head.weight, target, head.bias, stats="prediction", **options
     )
     assert found.prediction is not None
     return found.loss, found.prediction

@@ -38,26 +38,33 @@ class State:
 
     def save(self, path: Path) -> None:
         """One file, so that no crash leaves the parts of two epochs."""
+        files.write_tensors(path, self.tensors(), {"format": FORMAT, "epoch": json.dumps(self.epoch)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the number of epochs, by name."""
         tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         for i, remembered in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": x for name, x in remembered.items() if isinstance(x, Tensor)}
-        tensors["shuffle"] = self.shuffle.get_state()
-        files.write_tensors(path, tensors, {"format": FORMAT, "epoch": json.dumps(self.epoch)})
+        return tensors | {"shuffle": self.shuffle.get_state()}
 
     @classmethod
     def load(cls, path: Path, config: Config, place: torch.device) -> "State":
         """As it was saved, on `place`. UserError if the file is not the state of such a run."""
         tensors, metadata = files.read_tensors(path)
-        state = cls.fresh(config, place)
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is not the state of a run (its format is not {FORMAT!r})")
         try:
-            state.model.load_state_dict(_below("model.", tensors))
-            state._remember(_below("optimizer.", tensors))
-            state.shuffle.set_state(tensors["shuffle"])
-            state.epoch = int(metadata["epoch"])
+            return cls.of(tensors, int(metadata["epoch"]), config, place)
         except (IndexError, KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not the state of a run of the model {config.model!r}") from error
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], epoch: int, config: Config, place: torch.device) -> "State":
+        state = cls.fresh(config, place)
+        state.model.load_state_dict(_below("model.", tensors))
+        state._remember(_below("optimizer.", tensors))
+        state.shuffle.set_state(tensors["shuffle"])
+        state.epoch = epoch
         return state
 
     def _remember(self, tensors: dict[str, Tensor]) -> None:

@@ -16,10 +16,11 @@ runs/<name>/  config.json            what was asked for
 import argparse
 import json
 import math
+import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -32,12 +33,14 @@ from torch import Tensor, nn
 
 from . import arguments as take
 from . import board, checkpoint, config, data, device, files, metrics, plots, records, report, state
+from .command import launched, launcher
 from .config import RECIPES, SCHEDULES, Config, of_model
 from .errors import CannotWrite, Interrupted, UserError
-from .loop import Split, evaluate, logits_of, one_epoch
+from .loop import Objective, Split, evaluate, logits_of, one_epoch
 from .losses import LOSSES, UNITS
 from .models import MODELS
 from .progress import Progress
+from .ranks import ALONE, Ranks, check_device, joined
 from .records import Records
 from .state import State
 from .versions import circumstances, versions
@@ -60,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--mixup", metavar="ALPHA", type=take.at_least_0, help=help + _default("mixup"))
     sgd = parser.add_argument_group("stochastic gradient descent")
     sgd.add_argument("--epochs", type=take.positive_int, help="How often each image is seen" + _default("epochs"))
-    sgd.add_argument("--batch-size", type=take.positive_int, help="Images a step" + _default("batch_size"))
+    help = "Images a step, of all processes together"
+    sgd.add_argument("--batch-size", type=take.positive_int, help=help + _default("batch_size"))
     sgd.add_argument("--lr", type=take.positive, help="The learning rate of the first step" + _default("lr"))
     help = "Whether the learning rate stays, or falls linearly to 0 after the last step"
     sgd.add_argument("--schedule", choices=SCHEDULES, help=help + _default("schedule"))
@@ -101,19 +105,43 @@ def _default(name: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    with joined() as ranks:
+        if ranks.rank == 0:
+            _lead(arguments, ranks)
+        else:
+            _follow(ranks)
+
+
+def _lead(arguments: argparse.Namespace, ranks: Ranks) -> None:
     given = {field.name: getattr(arguments, field.name) for field in fields(Config) if field.name in arguments}
     command = getattr(arguments, "command_line", None)
     if "resume" in arguments:
         if "config" in arguments:
             raise UserError("--resume has the settings of its run: leave --config out")
-        resume(arguments.resume, given, command)
+        resume(arguments.resume, given, command, ranks)
     elif "config" in arguments:
-        train(Config(**{**config.read(arguments.config), "name": None, **given}), command)
+        train(Config(**{**config.read(arguments.config), "name": None, **given}), command, ranks)
     else:
-        train(of_model(**given), command)
+        train(of_model(**given), command, ranks)
 
 
-def train(config: Config, command: str | None = None) -> dict[str, Any]:
+def _follow(ranks: Ranks) -> None:
+    """What every rank but the first does: its part of each batch. It is told which run, and writes nothing."""
+    config, tensors, epoch = ranks.told()
+    with _threads(config.threads):
+        setting = _prepare(config)
+        ranks.agree(**setting.facts())
+        ranks.advise(ranks.told())
+        _all_epochs(config, setting, ranks, State.of(tensors, epoch, config, setting.place))
+
+
+def _tell(ranks: Ranks, config: Config, setting: "Setting", now: State) -> None:
+    """Those that follow, what they follow."""
+    ranks.told((config, {name: x.cpu() for name, x in now.tensors().items()}, now.epoch))
+    ranks.agree(**setting.facts())
+
+
+def train(config: Config, command: str | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Train as `config` says and write the run's folder; returns the last record of metrics.jsonl.
 
     `command` is the line that asked for it, for the record. Raises UserError for what cannot be had or written, and
@@ -122,20 +150,21 @@ def train(config: Config, command: str | None = None) -> dict[str, Any]:
     _require(config)
     with _threads(config.threads):
         setting = _prepare(config)
+        beginning = State.fresh(config, setting.place)
+        _tell(ranks, config, setting, beginning)
         folder = _new_folder(config)
         try:
             _write_config(folder, config)
             written = Records(folder / records.FILE)
             written.add("start", **asdict(config) | setting.environment(command))
-            beginning = State.fresh(config, setting.place)
             beginning.save(folder / state.FILE)
         except BaseException:  # Ctrl-C too: there is nothing to go on with, and the name is free again
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return _run_to_the_end(config, setting, folder, written, beginning)
+        return _run_to_the_end(config, setting, ranks, folder, written, beginning)
 
 
-def resume(folder: Path, given: Mapping[str, Any], command: str | None = None) -> dict[str, Any]:
+def resume(folder: Path, given: Mapping[str, Any], command: str | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Continue the run in `folder` after its last whole epoch; returns as `train`.
 
     `given` are settings by name, which must be the run's. But device, data and threads may be said again, as they may
@@ -165,11 +194,12 @@ def resume(folder: Path, given: Mapping[str, Any], command: str | None = None) -
         saved = State.load(folder / state.FILE, config, setting.place)
         if saved.epoch > config.epochs:
             raise UserError(f"{folder} has trained for {saved.epoch} epochs already: --epochs {config.epochs} is less")
+        _tell(ranks, config, setting, saved)
         written.forget_after(saved.epoch)
         if config.epochs != begun.epochs:
             _write_config(folder, replace(begun, epochs=config.epochs))
         written.add("resume", epoch=saved.epoch, epochs=config.epochs, **now)
-        return _run_to_the_end(config, setting, folder, written, saved)
+        return _run_to_the_end(config, setting, ranks, folder, written, saved)
 
 
 def _begun(folder: Path) -> tuple[Config, Records]:
@@ -230,10 +260,16 @@ class Setting:
     validation: Split | None
     test: Split
 
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same for every rank."""
+        data = {"n_train": len(self.training), "n_test": len(self.test), "full_data": self.dataset.complete}
+        return {"device": self.place.type, **data}
+
     def environment(self, command: str | None) -> dict[str, Any]:
         environment: dict[str, Any] = {
             "command": command,
             **circumstances(),
+            **({"ranks": int(os.environ["WORLD_SIZE"])} if launched() else {}),
             "device_used": str(self.place),
             "device_reason": self.why,
             **versions(),
@@ -254,6 +290,7 @@ SAMPLE_WARNING = (
 
 def _prepare(config: Config) -> Setting:
     place, why = device.choose(config.device)
+    check_device(place)
     n_threads = torch.get_num_threads()
     print(f"device: {place} ({why}), {n_threads} thread{'s' if n_threads > 1 else ''}")
     dataset = data.load(config.data, config.require_full_data)
@@ -288,17 +325,29 @@ def _new_folder(config: Config) -> Path:
     raise UserError(f"the run folder {folder} exists: give another --name, or delete it")
 
 
-def _run_to_the_end(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> dict[str, Any]:
+def _run_to_the_end(
+    config: Config, setting: Setting, ranks: Ranks, folder: Path, written: Records, now: State
+) -> dict[str, Any]:
     quoted = shlex.quote(str(folder))
+    goes_on = f"this goes on after the last whole epoch: {launcher()} fmnist train --resume {quoted}"
+    ranks.advise(ranks.told(f"; {goes_on}"))
     try:
-        _all_epochs(config, setting, folder, written, now)
+        with board.writer(folder, config.tensorboard, now.epoch) as add_to_board:
+
+            def keep(epoch: dict[str, Any]) -> None:
+                written.add("epoch", **epoch)
+                written.write_csv()
+                add_to_board(epoch)
+                settings = asdict(config) | {"epoch": now.epoch}
+                checkpoint.save(folder / checkpoint.FILE, config.model, now.model, settings)
+                now.save(folder / state.FILE)  # the last of these: a resumed run repeats what it does not know of
+
+            _all_epochs(config, setting, ranks, now, keep)
         end = _finish(config, setting, folder, written, now)
     except KeyboardInterrupt as error:
-        how = f"python -m fmnist train --resume {quoted}"
-        raise Interrupted(f"interrupted; this goes on after the last whole epoch: {how}") from error
+        raise Interrupted(f"interrupted; {goes_on}") from error
     except CannotWrite as error:
-        how = f"python -m fmnist train --resume {quoted}"
-        raise UserError(f"{error}. Once it can be written, this goes on after the last whole epoch: {how}") from error
+        raise UserError(f"{error}. Once it can be written, {goes_on}") from error
     try:
         report.write(folder)
     except CannotWrite as error:
@@ -307,22 +356,24 @@ def _run_to_the_end(config: Config, setting: Setting, folder: Path, written: Rec
     return end
 
 
-def _all_epochs(config: Config, setting: Setting, folder: Path, written: Records, now: State) -> None:
+def _all_epochs(
+    config: Config,
+    setting: Setting,
+    ranks: Ranks,
+    now: State,
+    keep: Callable[[dict[str, Any]], None] = lambda epoch: None,
+) -> None:
+    """The epochs that are left; `keep` is given the record of each when the state is that after it."""
     steps = -(-len(setting.training) // config.batch_size)
-    with (
-        Progress(config.epochs * steps, now.epoch * steps) as progress,
-        board.writer(folder, config.tensorboard, now.epoch) as add_to_board,
-    ):
+    objective = ranks.with_mean_gradients(Objective(config, now.model))
+    with Progress(config.epochs * steps, now.epoch * steps) as progress:
         while now.epoch < config.epochs:
-            epoch = _next_epoch(config, setting, now, progress)
-            written.add("epoch", **epoch)
-            written.write_csv()
-            add_to_board(epoch)
-            checkpoint.save(folder / checkpoint.FILE, config.model, now.model, asdict(config) | {"epoch": now.epoch})
-            now.save(folder / state.FILE)  # the last of these: a resumed run repeats what it does not know of
+            keep(_next_epoch(config, setting, ranks, now, objective, progress))
 
 
-def _next_epoch(config: Config, setting: Setting, now: State, progress: Progress) -> dict[str, Any]:
+def _next_epoch(
+    config: Config, setting: Setting, ranks: Ranks, now: State, objective: nn.Module, progress: Progress
+) -> dict[str, Any]:
     """Advance the state by an epoch; its record. UserError if the loss is no longer a number, or useless."""
     epoch = now.epoch + 1
     progress.epoch(epoch, config.epochs)
@@ -330,11 +381,19 @@ def _next_epoch(config: Config, setting: Setting, now: State, progress: Progress
     # cuDNN's fastest convolutions sum in an order that depends on the moment
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         train_loss, train_accuracy = one_epoch(
-            config, now.model, now.optimizer, setting.training, now.shuffle, epoch, after_step=progress.step
+            config,
+            now.model,
+            now.optimizer,
+            setting.training,
+            now.shuffle,
+            epoch,
+            after_step=progress.step,
+            ranks=ranks,
+            objective=objective,
         )
     seconds = time.perf_counter() - began
     name, split = ("validation", setting.validation) if setting.validation else ("test", setting.test)
-    loss, accuracy = evaluate(now.model, split, LOSSES[config.loss])
+    loss, accuracy = evaluate(now.model, split, LOSSES[config.loss], ranks)
     now.epoch = epoch
     lr = now.optimizer.param_groups[0]["lr"]
     progress.line(
