@@ -3,6 +3,7 @@
 from .functional import LossAndStats, fused_softmax_xent, fused_softmax_xent_with_stats
 from .linear import fused_linear_softmax_xent, fused_linear_softmax_xent_with_stats, linear_logprobs
 from .modules import FusedLinearSoftmaxXent, FusedSoftmaxXent
+from .normalizer import global_normalizer
 from .parallel.vocab import vocab_parallel_softmax_xent, vocab_parallel_softmax_xent_with_stats
 from .softmax import log_softmax, softmax
 
@@ -14,6 +15,7 @@ __all__ = [
     "fused_linear_softmax_xent_with_stats",
     "fused_softmax_xent",
     "fused_softmax_xent_with_stats",
+    "global_normalizer",
     "linear_logprobs",
     "log_softmax",
     "softmax",
