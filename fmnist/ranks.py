@@ -207,7 +207,8 @@ class Watch(threading.Thread):
             pass
 
     def on_sigterm(self, *_: object) -> None:
-        raise self.why() or KeyboardInterrupt
+        if sys.exc_info()[0] is None:  # else it ends already, for the first reason
+            raise self.why() or KeyboardInterrupt
 
     def _is_gone(self, rank: int, sign: str) -> None:
         """Rank 0 says so for all, or if it is the one, rank 1."""

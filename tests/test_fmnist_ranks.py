@@ -74,6 +74,7 @@ def test_the_parts_are_all_rows_each_once() -> None:
 @pytest.mark.parametrize(
     ("size", "given"),
     [
+        (1, "--epochs 1"),
         (2, ""),
         (3, "--batch-size 333"),  # the last of 2000 images are two: one rank has none of them
         (
