@@ -4,6 +4,8 @@ Each number of ranks is started once, and tries everything: a process takes seco
 """
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ranks import Collectives, run
 from softxent import dispatch, fused_linear_softmax_xent, fused_softmax_xent, global_normalizer
 
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 N_CLASSES = 37
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 20.0}
 SPLITS = {"batch": 0, "time": 1}
@@ -74,7 +77,7 @@ def everything(rank: int) -> dict[tuple[str, ...], float]:
     tokens, labels, weight = data()
     torch.manual_seed(1)
     original = LanguageModel()
-    found = {}
+    found: dict[tuple[str, ...], float] = {}
     for split, dim in SPLITS.items():
         mine, target = (x.split(parts(x.shape[dim], size), dim)[rank] for x in (tokens, labels))
         for loss in LOSSES:
@@ -95,7 +98,8 @@ def everything(rank: int) -> dict[tuple[str, ...], float]:
                     differences = [difference(value / size if how == "mean" else value, expected.detach())]
                     differences += map(difference, gradients(model), gradients(whole))
                     found[split, loss, wrapper, "weights" if weights is not None else ""] = max(differences)
-    return found | accumulated(rank, original) | one_small_collective(target, weight) | bad_input(rank, target)
+    found |= accumulated(rank, original) | as_the_page_does_it()
+    return found | one_small_collective(target, weight) | bad_input(rank, target)
 
 
 def wrapped(model: nn.Module, wrapper: str, size: int) -> tuple[nn.Module, str]:
@@ -128,6 +132,18 @@ def accumulated(rank: int, original: nn.Module) -> dict[tuple[str, ...], float]:
     return {("accumulated",): max(map(difference, gradients(model), gradients(whole)))}
 
 
+def as_the_page_does_it() -> dict[tuple[str, ...], float]:
+    """docs/scaling.md: its rows by batch, and by time."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, PAGE.name, "exec"), names)
+    names["loss"].backward()
+    whole = copy.deepcopy(names["model"])
+    whole.zero_grad()
+    fused_softmax_xent(whole(names["tokens"]).flatten(0, 1), names["labels"].flatten()).mul(2).backward()
+    return {("page",): max(map(difference, gradients(names["model"]), gradients(whole)))}
+
+
 def one_small_collective(target: Tensor, weight: Tensor) -> dict[tuple[str, ...], float]:
     with Collectives() as seen:
         global_normalizer(target)
@@ -152,8 +168,8 @@ def differences(request: pytest.FixtureRequest) -> list[dict[tuple[str, ...], fl
 
 def test_loss_and_gradients_are_those_of_one_process(differences: list[dict[tuple[str, ...], float]]) -> None:
     for found in differences:
-        cases = {case: value for case, value in found.items() if case[0] in SPLITS or case == ("accumulated",)}
-        assert len(cases) == 2 * len(SPLITS) * len(LOSSES) * len(WRAPPERS) + 1
+        cases = {case: value for case, value in found.items() if case[0] in (*SPLITS, "accumulated", "page")}
+        assert len(cases) == 2 * len(SPLITS) * len(LOSSES) * len(WRAPPERS) + 2
         assert {case: value for case, value in cases.items() if not value <= 1e-6} == {}
 
 
