@@ -6,6 +6,7 @@ Each number of ranks is started once, and tries everything: a process takes seco
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ N_CLASSES = 37
 OPTIONS: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 20.0}
 SPLITS = {"batch": 0, "time": 1}
 LOSSES = ("logits", "linear")
+ONCE = ("accumulated", "page", "compiled")
 WRAPPERS = ("ddp", "fully_shard", "fully_shard, summed", "by hand")
 
 
@@ -98,7 +100,7 @@ def everything(rank: int) -> dict[tuple[str, ...], float]:
                     differences = [difference(value / size if how == "mean" else value, expected.detach())]
                     differences += map(difference, gradients(model), gradients(whole))
                     found[split, loss, wrapper, "weights" if weights is not None else ""] = max(differences)
-    found |= accumulated(rank, original) | as_the_page_does_it()
+    found |= accumulated(rank, original) | as_the_page_does_it() | compiled(target, weight)
     return found | one_small_collective(target, weight) | bad_input(rank, target)
 
 
@@ -130,6 +132,20 @@ def accumulated(rank: int, original: nn.Module) -> dict[tuple[str, ...], float]:
         model(mine[:5], target[:5], "linear", normalizer=n).backward()
     model(mine[5:], target[5:], "linear", normalizer=n).backward()
     return {("accumulated",): max(map(difference, gradients(model), gradients(whole)))}
+
+
+def compiled(target: Tensor, weight: Tensor) -> dict[tuple[str, ...], float]:
+    """In one graph with the loss."""
+    if dist.get_world_size() > 2:  # it takes seconds to begin
+        return {("compiled",): 0.0}
+    logits = torch.randn(target.numel(), N_CLASSES, generator=torch.Generator().manual_seed(dist.get_rank()))
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        n = global_normalizer(target, weight)
+        return fused_softmax_xent(logits, target.flatten(), weight, normalizer=n)
+
+    graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    return {("compiled",): difference(graph(logits, target), loss(logits, target))}
 
 
 def as_the_page_does_it() -> dict[tuple[str, ...], float]:
@@ -168,8 +184,8 @@ def differences(request: pytest.FixtureRequest) -> list[dict[tuple[str, ...], fl
 
 def test_loss_and_gradients_are_those_of_one_process(differences: list[dict[tuple[str, ...], float]]) -> None:
     for found in differences:
-        cases = {case: value for case, value in found.items() if case[0] in (*SPLITS, "accumulated", "page")}
-        assert len(cases) == 2 * len(SPLITS) * len(LOSSES) * len(WRAPPERS) + 2
+        cases = {case: value for case, value in found.items() if case[0] in (*SPLITS, *ONCE)}
+        assert len(cases) == 2 * len(SPLITS) * len(LOSSES) * len(WRAPPERS) + len(ONCE)
         assert {case: value for case, value in cases.items() if not value <= 1e-6} == {}
 
 
@@ -211,3 +227,8 @@ def test_bad_arguments_say_what_is_expected() -> None:
         global_normalizer(torch.rand(4, 3))
     with pytest.raises(ValueError, match="gradients must be 'mean' or 'sum', got 'average'"):
         global_normalizer(torch.zeros(4, dtype=torch.int64), gradients="average")
+    mesh = SimpleNamespace(get_group=lambda: None)
+    with pytest.raises(
+        TypeError, match="group must be a ProcessGroup or None, not SimpleNamespace: pass its get_group"
+    ):
+        global_normalizer(torch.zeros(4, dtype=torch.int64), group=mesh)

@@ -46,7 +46,7 @@ def global_normalizer(
     Without a process group it is that of this process alone.
 
     Raises RuntimeError for a target that is not class indices, and for a rank that is not in the group; ValueError for
-    other `gradients`.
+    other `gradients`; TypeError for a DeviceMesh in the place of a group.
     """
     if gradients not in ("mean", "sum"):
         raise ValueError(f"gradients must be 'mean' or 'sum', got {gradients!r}")
@@ -55,6 +55,8 @@ def global_normalizer(
             f"expected class indices, got {target.dtype}: a mean over probabilities divides by the number of rows, "
             "which is normalizer=n of all ranks"
         )
+    if hasattr(group, "get_group"):  # a DeviceMesh
+        raise TypeError(f"group must be a ProcessGroup or None, not {type(group).__name__}: pass its get_group()")
     dtype = torch.float32 if target.device.type == "mps" else torch.float64
     total = _sum_of_weights(target, None if weight is None else weight.detach(), ignore_index, dtype).to(dtype)
     ranks = 1
