@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
 from .command import launched
 from .errors import Interrupted, Lost, UserError
@@ -118,6 +117,8 @@ def joined() -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
+    if not dist.is_available():
+        raise UserError(f"torch {torch.__version__} was built without torch.distributed: one process is all it can do")
     if torch.cuda.is_available() and _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
     try:
@@ -155,8 +156,10 @@ class Watch(threading.Thread):
         self.stopped = threading.Event()
         self.lost: Lost | None = None
         self.advice = ""
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        self.store = PrefixStore(f"fmnist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, is_master=False)  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        self.store = dist.PrefixStore(f"fmnist/{attempt}", store)  # type: ignore[attr-defined]
         self.store.set(f"who/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
 
     def run(self) -> None:

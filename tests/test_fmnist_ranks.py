@@ -161,9 +161,12 @@ def test_whoever_ends_the_others_end_with_one_line_and_the_files_are_whole(
         for rank in whom:
             started.signal(rank, number)
         assert all(started.wait(survivors if number == signal.SIGSTOP else None))
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 30
         names = {"pid": started.processes[whom[0]].pid, "host": socket.gethostname(), "hint": GOES_ON.format(folder)}
-        assert started.err() == [line.format(**names)]
+        said = started.err()
+        if number == signal.SIGTERM:  # rank 0 looks first whether another rank has ended, which by now it may have
+            said = [one.replace("rank 1 was interrupted", "interrupted") for one in said]
+        assert said == [line.format(**names)]
     written = int(files.read_tensors(folder / state.FILE)[1]["epoch"])
     assert written >= 2 and len(epochs(folder)) in (written, written + 1)
     assert checkpoint.load(folder / checkpoint.FILE)[0] == "softmax"
