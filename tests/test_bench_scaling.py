@@ -5,8 +5,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import scaling
+from softxent.options import Inputs, Options
+from softxent.parallel.shards import fields_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 
@@ -89,3 +92,12 @@ def _number(cell: str) -> float:
 
 def test_the_page_holds_what_the_script_prints() -> None:
     assert scaling.page() in PAGE.read_text(encoding="utf-8")
+
+
+def test_as_many_numbers_are_exchanged_as_the_op_exchanges() -> None:
+    x, y, w = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), torch.ones(2)
+    stats = "lse", "entropy", "target_logprob", "prediction"
+    everything = Inputs(x, y, w), Options(label_smoothing=0.1, z_loss=0.1)
+    assert len(fields_of(Inputs(x, y), Options(), ())) == scaling.FEWEST
+    assert len(fields_of(*everything, ())) == scaling.LOSS
+    assert len(fields_of(*everything, stats)) == scaling.STATS
