@@ -14,8 +14,13 @@ Red and blue have no order. One-hot codes (独热编码) are equally far from th
 >>> {cosine(one_hot(j, 3), one_hot(k, 3)) for j in range(3) for k in range(j)}
 {0.0}
 
-Each element is a number like any other, and may be scaled as features are, say to mean 0 and deviation 1 (归一化).
-Where one class is more frequent than others, they are no longer equally far apart then. Two of four are of class 0:
+Each element is a number like any other, and may be scaled as features are (归一化). To [-1, 1] all distances double:
+
+>>> {round(distance([2 * x - 1 for x in one_hot(j, 3)], [2 * x - 1 for x in one_hot(k, 3)]), 4)
+...  for j in range(3) for k in range(j)}
+{2.8284}
+
+To mean 0 and deviation 1 they stay equal only if the classes are equally frequent. Two of four are of class 0:
 
 >>> first, second, third, _ = standardized([one_hot(k, 3) for k in (0, 1, 2, 0)])
 >>> [round(distance(a, b), 3) for a, b in ((first, second), (first, third), (second, third))]
@@ -70,7 +75,7 @@ def ordinal(values_in_order: Sequence[str]) -> dict[str, int]:
 
 
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """Euclidean distance (欧式距离)."""
+    """Euclidean distance (欧氏距离)."""
     return math.dist(a, b)
 
 

@@ -77,6 +77,9 @@ def _fitted(image: Any) -> tuple[np.ndarray, str]:
         if box != (0, 0, *grey.size):
             grey = grey.crop(box)
             done.append(f"cut to {grey.width} x {grey.height}")
+        thing = levels[box[1] : box[3], box[0] : box[2]] > np.median(_border(levels)) + MARGIN
+        if not (thing.any(0).all() and thing.any(1).all()):  # background from edge to edge between two parts
+            done.append("in parts where the model knows one thing")
     small = ImageOps.contain(grey, (SIDE, SIDE), Image.Resampling.BOX)
     canvas = Image.new("L", (SIDE, SIDE))
     canvas.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from . import data, files, plots
-from .arguments import add_data
+from .arguments import add_data, positive_int
 from .data import LABELS
 from .errors import UserError
 
@@ -32,10 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--text", action="store_true", help="Draw in the terminal, and write no file")
     help = "Write one image as it is, 28 x 28 pixels, for `predict` to take; the name ends in .png"
     where.add_argument("--export", type=Path, metavar="FILE", help=help)
+    help = "With --export, draw each pixel N x N times, for the eye and for `predict --resize`"
+    parser.add_argument("--enlarge", type=positive_int, default=1, metavar="N", help=help)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Show what was asked for. UserError if there are no such images, or the file cannot be written."""
+    if arguments.enlarge > 1 and not arguments.export:
+        raise UserError("--enlarge is for --export")
     dataset = data.load(arguments.data, arguments.require_full_data)
     split = arguments.split or ("test" if arguments.export else "train")
     images, labels = {
@@ -54,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.export:
         if count > 1:
             raise UserError(f"--export writes one image, and --count is {count}")
-        _export(images[0], arguments.export)
+        _export(images[0].repeat(arguments.enlarge, 0).repeat(arguments.enlarge, 1), arguments.export)
         print(f"{arguments.export}: {split} image {start} of {dataset.source}, {LABELS[labels[0]]}")
         return
     if arguments.text:

@@ -148,6 +148,8 @@ def train(config: Config, command: str | None = None, ranks: Ranks = ALONE) -> d
     Interrupted on Ctrl-C once there is something to resume.
     """
     _require(config)
+    if config.name and os.path.exists(folder := Path(config.runs) / config.name):  # said before the data are read
+        raise _taken(folder)
     with _threads(config.threads):
         setting = _prepare(config)
         beginning = State.fresh(config, setting.place)
@@ -322,7 +324,11 @@ def _new_folder(config: Config) -> Path:
             pass
         except OSError as error:
             raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from error
-    raise UserError(f"the run folder {folder} exists: give another --name, or delete it")
+    raise _taken(folder)
+
+
+def _taken(folder: Path) -> UserError:
+    return UserError(f"the run folder {folder} exists: give another --name, or delete it")
 
 
 def _run_to_the_end(

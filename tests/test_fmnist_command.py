@@ -49,6 +49,14 @@ def test_a_bad_option_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
     )
 
 
+def test_a_bad_option_of_a_command_names_the_help_of_that_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, program in ((["data", "--colour", "red"], "python -m fmnist data"), (["--colour"], "python -m fmnist")):
+        with pytest.raises(SystemExit):
+            main(given)
+        unknown = " ".join(given[-2:]).removeprefix("data ")
+        assert capsys.readouterr().err == f"fmnist: unrecognized arguments: {unknown}; see {program} --help\n"
+
+
 def test_a_reader_that_has_seen_enough_ends_the_lesson_quietly() -> None:
     """python -m fmnist.scratch | head -1"""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {

@@ -104,6 +104,7 @@ def test_an_exported_test_image_is_the_image_and_gets_its_prediction(
         (["--export", str(path), "--count", "2"], "--export writes one image"),
         (["--export", str(tmp_path / "a.jpg")], "its name must end in .png"),
         (["--export", "/proc/a.png"], "cannot write /proc/a.png"),
+        (["--text", "--enlarge", "2"], "--enlarge is for --export"),
     ):
         assert main(["show", "--data", "sample", *options]) == 2
         assert message in capsys.readouterr().err
@@ -127,6 +128,19 @@ def test_a_photograph_becomes_the_image_that_the_data_set_would_have(tmp_path: P
     expected = np.asarray(Image.fromarray(thing).resize(found[tuple(_box(found))].T.shape, Image.Resampling.BOX))
     assert np.abs(found[tuple(_box(found))].astype(int) - expected).mean() < 12
     assert max(_extent(found)) == 28 and not images.looks_inverted(found)
+
+
+def test_an_enlarged_export_is_taken_by_resize_and_a_sheet_of_several_images_is_said_to_be_one(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, sheet = tmp_path / "large.png", tmp_path / "sheet.png"
+    assert main(["show", "--data", "sample", "--export", str(large), "--start", "7", "--enlarge", "10"]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(large))[::10, 9::10], DATASET.test_images[7])
+    assert main(["show", "--data", "sample", "--output", str(sheet)]) == 0
+    assert predict(trained, large, sheet, "--resize") == 0
+    of_large, of_sheet = capsys.readouterr().out.splitlines()[-2:]
+    assert "(280 x 280 made grey, cut to " in of_large and "in parts" not in of_large
+    assert ", in parts where the model knows one thing, resized to 28 x " in of_sheet
 
 
 def _box(image: np.ndarray) -> list[slice]:

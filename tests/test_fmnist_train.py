@@ -400,6 +400,7 @@ def test_the_recipe_reaches_its_accuracy_on_the_full_dataset(tmp_path: Path) -> 
         ("train --data sample --name ../taken", "is not a folder within runs"),
         ("train --data sample --name /tmp/taken", "is not a folder within runs"),
         ("train --data sample --name taken --runs .", "exists: give another --name"),
+        ("train --data /nonexistent --name taken --runs .", "exists: give another --name"),
         ("train --data sample --validation 2000", "leaves none of 2000 images"),
         ("train --data sample --config nowhere.json", "nowhere.json cannot be read"),
         ("train --data sample --config bad.json", "bad.json holds no settings of this version"),
