@@ -47,7 +47,8 @@ numeric: $(INSTALLED)
 			$(RUN) -m pytest -q -p no:cacheprovider --no-header --only torch $(NUMERIC) || exit 1; \
 	done; done
 
-# The lesson as notebooks, lesson.ipynb and lesson.zh.ipynb, for any Jupyter. Here, where `import fmnist` finds it.
+# The lesson as notebooks, lesson.ipynb and lesson.zh.ipynb, for Jupyter, which is not installed with the rest:
+# .venv/bin/pip install jupyterlab. Here, where `import fmnist` finds it.
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 notebook: $(INSTALLED)
 	for page in lesson lesson.zh; do \

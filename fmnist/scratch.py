@@ -11,7 +11,7 @@ biases:
 >>> x = torch.tensor([1.0, 0.0, 2.0, 1.0])
 >>> W = torch.tensor([[0.5, -1.0, 0.0], [0.0, 2.0, 1.0], [-0.5, 1.0, 0.0], [1.0, 0.0, -1.0]])
 >>> b = torch.tensor([0.0, 0.5, 0.25])
->>> outputs_one_by_one(x, W, b), (x @ W + b).tolist()
+>>> outputs_one_by_one(x.tolist(), W.tolist(), b.tolist()), (x @ W + b).tolist()
 ([0.5, 1.5, -0.75], [0.5, 1.5, -0.75])
 >>> p = softmax(outputs(x[None], W, b))
 >>> p
@@ -40,13 +40,13 @@ N_PIXELS, N_CLASSES = 28 * 28, 10
 # The model: 权重矢量, 神经网络图, 计算效率
 
 
-def outputs_one_by_one(x: Tensor, W: Tensor, b: Tensor) -> list[float]:
-    """o_j = x_1 w_1j + x_2 w_2j + ... + b_j, scalar by scalar (权重矢量), for x [d], W [d, q] and b [q].
+def outputs_one_by_one(x: list[float], W: list[list[float]], b: list[float]) -> list[float]:
+    """o_j = x_1 w_1j + x_2 w_2j + ... + b_j, scalar by scalar (权重矢量), for x of length d, W [d, q] and b [q].
 
-    Each output depends on every input: a fully connected layer (全连接层), and the only one (单层神经网络).
+    Each output depends on every input: a fully connected layer (全连接层), and the only one (单层神经网络). Lists of
+    Python's own numbers: taking a number out of a tensor costs some hundred times what multiplying it does.
     """
-    d, q = W.shape
-    return [sum(float(x[i] * W[i, j]) for i in range(d)) + float(b[j]) for j in range(q)]
+    return [sum(x[i] * W[i][j] for i in range(len(x))) + b[j] for j in range(len(b))]
 
 
 def outputs(X: Tensor, W: Tensor, b: Tensor) -> Tensor:
@@ -189,7 +189,8 @@ def one_epoch(
     """Every image once. Changes W and b; returns loss and accuracy, each minibatch before its step.
 
     Losses are added up image by image and divided by their number once. (The PyTorch edition that the first note reads
-    adds up means and divides all the same: its losses are 256 times too small.)
+    does so, too, in its section 3.6. In 3.7 it adds up means and divides all the same: those losses are 256 times too
+    small.)
     """
     loss = right = 0.0
     for rows in minibatches(len(labels), batch_size, order):

@@ -75,7 +75,8 @@ def test_scalar_by_scalar_a_row_a_column_and_a_minibatch_are_the_same_outputs() 
     assert W.numel() == 12 and b.numel() == 3
     O = scratch.outputs(X, W, b)  # noqa: E741
     for x, o in zip(X, O, strict=True):
-        torch.testing.assert_close(torch.tensor(scratch.outputs_one_by_one(x, W, b), dtype=torch.float64), o)
+        one_by_one = scratch.outputs_one_by_one(x.tolist(), W.tolist(), b.tolist())
+        torch.testing.assert_close(torch.tensor(one_by_one, dtype=torch.float64), o)
         torch.testing.assert_close(W.T @ x + b, o)
 
 

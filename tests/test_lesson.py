@@ -5,6 +5,7 @@ A block's comment says how it is compared: `measured` comes from training on the
 the processor; `timed` is a ratio of times, of which the order counts.
 """
 
+import codeop
 import contextlib
 import doctest
 import io
@@ -29,10 +30,10 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 
 
 def commands(page: str) -> list[str]:
-    """In the page's order: those of its shell blocks, and those of its last table."""
+    """In the page's order: those of its shell blocks, and then those within its text."""
     blocks = re.findall(r"```shell\n(.*?)```", page, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in [*lines, *re.findall(r"\| `(python [^`]+)` \|", page)] if line.startswith("python -m")]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("python -m")]
+    return lines + re.findall(r"(?<!`)`(python -m fmnist [^`]+)`", page)
 
 
 @pytest.fixture
@@ -66,6 +67,16 @@ def test_every_block_prints_what_stands_below_it_and_every_answer_too(lesson: di
     for i, answer in enumerate(answers):
         test = doctest.DocTestParser().get_doctest(answer, lesson, f"answer {i}", "lesson.md", 0)
         assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_every_block_can_be_pasted_into_pythons_prompt_where_a_blank_line_ends_an_indented_block() -> None:
+    for _, block, _ in BLOCK.findall(ENGLISH):
+        statement: list[str] = []
+        for line in [*block.splitlines(), ""]:
+            statement.append(line)
+            if codeop.compile_command("\n".join(statement), "docs/lesson.md", "single") is not None:
+                statement = []
+        assert not statement, "not whole"
 
 
 def agree(found: str, expected: str, mark: str) -> bool:
