@@ -1,6 +1,8 @@
 """The op on DTensors of logits, on 4 processes: replicated, rows sharded, classes sharded, both."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 import ranks
 from softxent import FusedSoftmaxXent, LossAndStats, dispatch, fused_softmax_xent, fused_softmax_xent_with_stats
 
+PAGE = Path(__file__).parents[1] / "docs/parallel.md"
 R, S0, S1, S2 = Replicate(), Shard(0), Shard(1), Shard(2)
 INDEX_STATS = ("lse", "entropy", "target_logprob", "prediction", "correct")
 SOFT_STATS = ("lse", "entropy", "prediction")
@@ -225,6 +228,14 @@ def others(rank: int) -> dict[str, Any]:
     return found
 
 
+def page(rank: int) -> list[Tensor]:
+    """The blocks of docs/parallel.md."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, PAGE.name, "exec"), names)
+    return [names["loss"].detach(), names["local"].grad]
+
+
 def all_of_it(rank: int) -> dict[str, Any]:
     return {
         "cases": all_cases(rank),
@@ -324,3 +335,9 @@ def test_plain_and_replicated_tensors_beside_a_dtensor() -> None:
             torch.testing.assert_close(found[name], exact)
         torch.testing.assert_close(found["module"], weighed)
         torch.testing.assert_close(found["of the whole loss"], case["input"].grad)
+
+
+def test_the_page_on_logits_spread_over_devices_runs() -> None:
+    (loss, grad), (same, other) = ranks.run(2, page)
+    assert torch.equal(loss, same)
+    torch.testing.assert_close(torch.cat([grad, other], 1).sum(1), torch.zeros(8), rtol=0, atol=1e-6)

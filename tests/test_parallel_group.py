@@ -1,9 +1,7 @@
 """What ranks that share the classes owe each other: one collective, the same error on all, and no waiting in vain."""
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from softxent import (
 )
 
 SIZES = (20, 17, 0)
-PAGE = Path(__file__).parents[1] / "docs/parallel.md"
 N_CLASSES, N_ROWS = 37, 9
 
 
@@ -277,14 +274,6 @@ def others(rank: int) -> dict[str, Any]:
     return found
 
 
-def page(rank: int) -> list[Tensor]:
-    """The blocks of docs/parallel.md."""
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(block, PAGE.name, "exec"), names)
-    return [names["loss"].detach(), names["local"].grad]
-
-
 def all_of_it(rank: int) -> dict[str, Any]:
     return {
         "steps": steps(rank),
@@ -415,9 +404,3 @@ def test_without_torch_distributed_it_says_so(monkeypatch: pytest.MonkeyPatch) -
     logits, target = rows()
     with pytest.raises(RuntimeError, match="init_process_group"):
         vocab_parallel_softmax_xent(logits, target, group=None)
-
-
-def test_the_page_on_logits_spread_over_devices_runs() -> None:
-    (loss, grad), (same, other) = ranks.run(2, page)
-    assert torch.equal(loss, same)
-    torch.testing.assert_close(torch.cat([grad, other], 1).sum(1), torch.zeros(8), rtol=0, atol=1e-6)

@@ -69,7 +69,8 @@ def fused_softmax_xent(
     Args:
         input: logits, (N, C), (C) or (N, C, d1, ..., dK): float64, float32, bfloat16 or float16. (N, C) is read in
             place through any strides, and K more dimensions where the classes come last in memory (channels_last);
-            else they are copied to (N * d1 * ..., C) once.
+            else they are copied to (N * d1 * ..., C) once. A DTensor, its rows or its classes sharded, gives a DTensor
+            (docs/parallel.md).
         target: class indices in [0, C) or `ignore_index`, in the shape of `input` without its class dimension:
             int64, int32 or uint8. Or class probabilities, floating point, in the shape of `input`: they need not sum
             to 1, and get a gradient if they require one.

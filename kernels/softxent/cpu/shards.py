@@ -83,25 +83,9 @@ def combine(
         _check_targets(of["rest"], of["z_y"], inputs.target, skipped, shard)
     eps = float(options.label_smoothing)
 
-    # the sums of shards, moved to the largest m
-    highest = of["m"].amax(0)
-    less = (of["m"] - finite_or_zero(highest)).exp()
-    risen = torch.where(of["m"] == -INF, 0, highest - of["m"])
-    rests, below, moment = of["rest"], None, None
-    if "moment" in of:
-        rests = torch.where(of["m"] == -INF, 0, 1 + of["rest"])
-        first = of["m"].argmax(0, keepdim=True)
-        below = (less * rests).scatter(0, first, of["rest"].gather(0, first)).sum(0)
-        moment = (less * (of["moment"] + risen * rests)).sum(0)
-    rest = (rests * less).sum(0)
-    total, gap = None, None
-    if "gap" in of:
-        total = of["total"].sum(0)
-        gap = (of["gap"] + _raised(of["total"], risen)).sum(0)
-
-    # and the target's own term
+    highest, rest, below, moment, total, gap = _added(of)
     m, z_y, w_y = highest, None, None
-    if "z_y" in of:
+    if "z_y" in of:  # the target's own term
         found = (of["z_y"] < INF).sum(0) == 1  # NaN neither
         z_y = of["z_y"].amin(0).masked_fill(~found, float("nan"))
         w_y = of["w_y"].sum(0) if "w_y" in of else torch.ones_like(z_y)
@@ -140,6 +124,24 @@ def combine(
         loss, m, rest = (x.masked_fill(skipped, value) for x, value in ((loss, 0), (m, 0), (rest, 1)))
         stats = {name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in stats.items()}
     return loss, Stats(**stats), Row(m, rest, z_y, w_y if "w_y" in of else None, total, moment)
+
+
+def _added(of: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """m, rest, what is left of that without one largest, moment, total and gap of all shards [n_rows]: their sums
+    [ranks, n_rows], moved to the largest m."""
+    highest = of["m"].amax(0)
+    less = (of["m"] - finite_or_zero(highest)).exp()
+    risen = torch.where(of["m"] == -INF, 0, highest - of["m"])
+    rests, below, moment, total, gap = of["rest"], None, None, None, None
+    if "moment" in of:
+        rests = torch.where(of["m"] == -INF, 0, 1 + of["rest"])
+        first = of["m"].argmax(0, keepdim=True)
+        below = (less * rests).scatter(0, first, of["rest"].gather(0, first)).sum(0)
+        moment = (less * (of["moment"] + risen * rests)).sum(0)
+    if "gap" in of:
+        total = of["total"].sum(0)
+        gap = (of["gap"] + _raised(of["total"], risen)).sum(0)
+    return highest, (rests * less).sum(0), below, moment, total, gap
 
 
 def gradient(
