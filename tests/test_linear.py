@@ -611,6 +611,15 @@ def test_a_compiled_step_takes_no_more_memory_than_eager(dtype: torch.dtype) -> 
     assert peak(case, lambda: compiled(*case.leaves).backward()) <= eager + 4096
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("forget_what_was_compiled")
+def test_a_whole_graph_takes_the_parameters_of_a_layer() -> None:
+    """Which are a class of their own, that Dynamo cannot ask for its bases."""
+    case, head = Case(), FusedLinearSoftmaxXent(8, 33)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(case.x, case.y), head(case.x, case.y))
+
+
 def test_the_registered_operators_pass_torchs_checks() -> None:
     case = Case()
     inputs = case.y, None, None, torch.tensor([7.0]), None
