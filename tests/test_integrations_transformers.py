@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from transformers.loss.loss_utils import ForCausalLMLoss  # noqa: E402
 
 from memory import peak_bytes  # noqa: E402
-from softxent import dispatch  # noqa: E402
+from softxent import dispatch, fused_linear_softmax_xent  # noqa: E402
+from softxent.integrations import linear_logits  # noqa: E402
 from softxent.integrations.transformers import (  # noqa: E402
     causal_lm_loss,
     masked_lm_loss,
@@ -40,6 +41,12 @@ DECODER = TEXT | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "b
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 BERT = TEXT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MODERN = TEXT | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+BART = {"vocab_size": VOCAB, "d_model": 16, "dropout": 0.0, "decoder_start_token_id": 2}
+BART |= {
+    f"{part}_{name}": n
+    for part in ("encoder", "decoder")
+    for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
+}
 T5 = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
 FIVE = {"num_labels": 5, "classifier_dropout": 0.0}
 VIT = TEXT | {"image_size": 8, "patch_size": 4, "num_labels": 10}
@@ -48,6 +55,13 @@ VIT = TEXT | {"image_size": 8, "patch_size": 4, "num_labels": 10}
 def made(name: str, config: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return getattr(transformers, name)(getattr(transformers, config)(**options)).train()
+
+
+def bart() -> Any:
+    """With a bias of its own beside the head, which begins as zeros."""
+    model = made("BartForConditionalGeneration", "BartConfig", **BART)
+    model.final_logits_bias.copy_(torch.linspace(-1, 1, VOCAB))
+    return model
 
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -61,10 +75,11 @@ MODELS: dict[str, Callable[[], Any]] = {
     "modernbert, masked": lambda: made("ModernBertForMaskedLM", "ModernBertConfig", **MODERN),
     "bert, masked": lambda: made("BertForMaskedLM", "BertConfig", **BERT),
     "bert, sequence": lambda: made("BertForSequenceClassification", "BertConfig", **BERT, num_labels=5),
+    "bart": bart,
     "t5": lambda: made("T5ForConditionalGeneration", "T5Config", **T5, decoder_start_token_id=0),
     "vit": lambda: made("ViTForImageClassification", "ViTConfig", **VIT),
 }
-WITHIN_FORWARD = ("bert, masked", "bert, sequence", "t5")  # no hook: only trainer_loss serves them
+WITHIN_FORWARD = ("bert, masked", "bert, sequence", "bart", "t5")  # no hook: only trainer_loss serves them
 
 
 def inputs_of(name: str) -> dict[str, Tensor]:
@@ -124,7 +139,7 @@ def test_loss_and_gradients_are_those_of_the_stock_loss(name: str, inplace: bool
 def test_the_trainers_function_gives_the_loss_of_the_model_itself(name: str, cpu: None) -> None:
     model, inputs = MODELS[name](), inputs_of(name)
     without = {key: x for key, x in inputs.items() if key != "labels"}
-    if name == "t5":
+    if model.config.is_encoder_decoder:
         without["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
     function = trainer_loss(model, transformers.TrainingArguments("unused", use_cpu=True))
     expected = loss_and_gradients(model, lambda model: model(**inputs).loss)
@@ -250,6 +265,200 @@ def test_the_library_is_imported_when_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "kernels"})
 
 
+# From hidden states.
+
+
+def calls_from_hidden_states(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the fused linear op is given from here on."""
+    calls: list[dict[str, Any]] = []
+
+    def counted(hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+        calls.append({"hidden": hidden} | options)
+        return fused_linear_softmax_xent(hidden, *args, **options)
+
+    monkeypatch.setattr(linear_logits, "fused_linear_softmax_xent", counted)
+    return calls
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_from_hidden_states_loss_and_gradients_are_the_same(
+    name: str, cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classifiers too, though their logits are few."""
+    model, inputs = MODELS[name](), inputs_of(name)
+    outputs: list[Any] = []
+
+    def loss(model: Any) -> Tensor:
+        outputs[:] = [model(**inputs)]
+        value: Tensor = outputs[0].loss
+        return value
+
+    expected = loss_and_gradients(model, loss)
+    logits = outputs[0].logits
+    use_fused_xent(model, linear=True)
+    calls = calls_from_hidden_states(monkeypatch)
+    found = loss_and_gradients(model, loss)
+    assert_same(found, expected)
+    worst = max((found[1][key] - g).abs().max().item() for key, g in expected[1].items())
+    print(f"{name}, linear: loss apart by {found[0] - expected[0]:.1e}, gradients by {worst:.1e}")
+    assert len(calls) == 1 and calls[0]["hidden"].shape[-1] == 16
+    assert outputs[0].logits is None and "logits" not in outputs[0]
+    as_tuple = model(**inputs, return_dict=False)
+    assert torch.equal(as_tuple[0], found[0]) and as_tuple[1] is None
+
+    calls.clear()
+    with torch.no_grad():
+        loss(model)
+    torch.testing.assert_close(outputs[0].logits, logits)
+    torch.testing.assert_close(outputs[0].loss, expected[0])
+    inputs.pop("labels")
+    if not model.config.is_encoder_decoder:
+        assert torch.equal(model(**inputs).logits, logits)
+    assert not calls
+
+
+def test_the_head_is_itself_outside_of_a_step_and_again_when_it_is_undone(cpu: None) -> None:
+    model, other, inputs = MODELS["gpt2"](), MODELS["gpt2"](), inputs_of("gpt2")
+    stock = model.loss_function
+    use_fused_xent(model, linear=True)
+    hidden = torch.randn(2, 16, requires_grad=True)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied(**inputs).logits is None and copied(input_ids=inputs["input_ids"]).logits is not None
+        assert copied(inputs["input_ids"], *[None] * 7, inputs["labels"]).logits is None  # by position
+        assert torch.equal(copied.lm_head(hidden), other.lm_head(hidden))
+        undo_fused_xent(copied)
+        assert copied.loss_function is stock and copied(**inputs).logits is not None
+        for module in (copied, copied.lm_head):
+            assert not module._forward_hooks and not module._forward_pre_hooks
+    use_fused_xent(model, linear=True)
+    use_fused_xent(model)  # instead
+    assert model(**inputs).logits is not None and model.loss_function is not stock
+    trainer_loss(model, transformers.TrainingArguments("unused", use_cpu=True), linear=True)
+    model.eval()
+    assert model(inputs["input_ids"]).logits is not None and model(**inputs).logits is None
+
+
+def test_compiled_the_hidden_states_are_one_graph(cpu: None) -> None:
+    model, inputs = MODELS["gemma2"](), inputs_of("gemma2")
+    expected = loss_and_gradients(model, lambda model: model(**inputs).loss)
+    use_fused_xent(model, linear=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert compiled(**inputs).logits is None
+    assert_same(loss_and_gradients(model, lambda model: compiled(**inputs).loss), expected)
+    inputs.pop("labels")
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+def test_recomputed_activations_change_nothing(cpu: None) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    expected = loss_and_gradients(model, lambda model: model(**inputs).loss)
+    use_fused_xent(model, linear=True)
+    model.gradient_checkpointing_enable()
+    assert_same(loss_and_gradients(model, lambda model: model(**inputs).loss), expected)
+
+
+def test_under_autocast_the_loss_is_that_of_logits_which_are_not_rounded(cpu: None) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    hidden: list[Tensor] = []
+    model.model.register_forward_hook(lambda module, args, outputs: hidden.append(outputs.last_hidden_state))
+    use_fused_xent(model, linear=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**inputs)
+    outputs.loss.backward()
+    logits = hidden[0].double() @ model.lm_head.weight.double().T
+    exact = ForCausalLMLoss(logits, inputs["labels"], VOCAB)
+    torch.testing.assert_close(outputs.loss, exact, rtol=1e-6, atol=0)
+    assert outputs.logits is None and model.lm_head.weight.grad.dtype == torch.float32
+
+
+def test_the_options_of_chunks_are_those_of_the_op(cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    calls = calls_from_hidden_states(monkeypatch)
+    use_fused_xent(model, linear=True, max_logits_bytes=8192, accum_dtype=torch.float32)
+    model(**inputs)
+    assert (calls[0]["max_logits_bytes"], calls[0]["accum_dtype"]) == (8192, torch.float32)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_adapters_elsewhere_than_on_the_head(frozen: bool, cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed: make integrations")
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=None, init_lora_weights=False)
+    if not frozen:  # before it is wrapped, and after
+        use_fused_xent(model, linear=True)
+    wrapped = peft.get_peft_model(model, config)
+    expected_of = copy.deepcopy(wrapped)
+    undo_fused_xent(expected_of)
+    if frozen:
+        use_fused_xent(wrapped, linear=True)
+    else:
+        for each in (wrapped, expected_of):
+            each.base_model.model.lm_head.weight.requires_grad_()
+    calls = calls_from_hidden_states(monkeypatch)
+    found = loss_and_gradients(wrapped, lambda model: model(**inputs).loss)
+    assert len(calls) == 1
+    assert_same(found, loss_and_gradients(expected_of, lambda model: model(**inputs).loss))
+    assert ("base_model.model.lm_head.weight" in found[1]) is not frozen
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused(cpu: None) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed: make integrations")
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    config = peft.LoraConfig(target_modules=["q_proj", "lm_head"])
+    use_fused_xent(model, linear=True)
+    wrapped = peft.get_peft_model(model, config)
+    words = f"LlamaForCausalLM of transformers {transformers.__version__}: the linear layer is peft.*Merge adapters"
+    with pytest.raises(RuntimeError, match=words):
+        wrapped(**inputs)
+    with pytest.raises(RuntimeError, match=words):
+        use_fused_xent(wrapped, linear=True)
+    use_fused_xent(wrapped)  # from logits it is served
+    assert wrapped(**inputs).logits is not None
+
+
+def test_a_head_that_was_replaced_is_asked_for_again(cpu: None) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    use_fused_xent(model, linear=True)
+    model.lm_head = nn.Linear(16, VOCAB)
+    with pytest.raises(RuntimeError, match=r"LlamaForCausalLM .* has another head than before: call use_fused_xent"):
+        model(**inputs)
+    use_fused_xent(model, linear=True)
+    assert model(**inputs).logits is None
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused_by_name(cpu: None) -> None:
+    class Masking(transformers.LlamaForCausalLM):  # type: ignore[name-defined,misc]
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+            logits = self.lm_head(self.model(input_ids).last_hidden_state)
+            logits[..., 0] = -1e4
+            return {"loss": self.loss_function(logits, labels), "logits": logits}
+
+    model, inputs = Masking(transformers.LlamaConfig(**DECODER)), inputs_of("llama")
+    use_fused_xent(model, linear=True)
+    with pytest.raises(RuntimeError, match=r"Masking of transformers .*: it asks its logits for an assignment"):
+        model(**inputs)
+    with torch.no_grad():
+        assert model(**inputs)["logits"] is not None
+    assert isinstance(model.lm_head(torch.randn(2, 16)), Tensor)  # the refusal left nothing behind
+
+
+def test_what_linear_cannot_serve_is_refused_by_name() -> None:
+    version = transformers.__version__
+    with pytest.raises(RuntimeError, match=f"LlamaModel of transformers {version} has no output layer"):
+        use_fused_xent(made("LlamaModel", "LlamaConfig", **DECODER), linear=True)
+    model = MODELS["llama"]()
+    with pytest.raises(ValueError, match="inplace=True writes over the logits, of which linear=True makes none"):
+        use_fused_xent(model, linear=True, inplace=True)
+    with pytest.raises(ValueError, match="max_logits_bytes and accum_dtype go with linear=True"):
+        use_fused_xent(model, max_logits_bytes=1 << 20)
+    asked = made("LlamaForQuestionAnswering", "LlamaConfig", **DECODER)
+    for refused in (model, asked):
+        assert not refused._forward_hooks and not refused._forward_pre_hooks
+    asked.classifier = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match=f"LlamaForQuestionAnswering of transformers {version} takes no labels"):
+        use_fused_xent(asked, linear=True)
+
+
 # The Trainer.
 
 
@@ -271,7 +480,7 @@ class Rows(torch.utils.data.Dataset[Any]):
 
 
 def trained(
-    tmp_path: Path, steps: int, how: str, smoothing: float = 0.0, inplace: bool = False
+    tmp_path: Path, steps: int, how: str, smoothing: float = 0.0, option: str = "", bf16: bool = False
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss that the Trainer logs of one step of SGD, and what the step did, which is the gradient."""
     model = MODELS["llama"]()
@@ -291,39 +500,60 @@ def trained(
         save_strategy="no",
         disable_tqdm=True,
         label_smoothing_factor=smoothing,
+        bf16=bf16,
     )
     function = None
+    options: dict[str, Any] = {option: True} if option else {}
     if how == "model":
-        use_fused_xent(model, inplace=inplace)
+        use_fused_xent(model, **options)
     elif how == "function":
-        function = trainer_loss(model, args, inplace=inplace)
+        function = trainer_loss(model, args, **options)
     trainer = transformers.Trainer(model, args, train_dataset=Rows("llama", 16), compute_loss_func=function)
     trainer.train()
     loss = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     return float(loss), {name: before[name] - p.detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
+@pytest.mark.parametrize("option", ["", "inplace", "linear"])
 @pytest.mark.parametrize("how", ["model", "function"])
-def test_accumulated_steps_are_one_batch(how: str, inplace: bool, tmp_path: Path, cpu: None) -> None:
+def test_accumulated_steps_are_one_batch(
+    how: str, option: str, tmp_path: Path, cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss, gradients = trained(tmp_path, 1, "stock")
     assert max(g.abs().max() for g in gradients.values()) > 1e-3
+    calls = calls_from_hidden_states(monkeypatch)
     for steps in (1, 4, 16):
-        found, moved = trained(tmp_path, steps, how, inplace=inplace)
+        calls.clear()
+        found, moved = trained(tmp_path, steps, how, option=option)
         assert found == pytest.approx(loss, abs=1e-6)
         worst = max((moved[name] - gradients[name]).abs().max().item() for name in gradients)
-        print(f"accumulated {steps:2d}: {how}, loss {found:.7f}, gradient apart by {worst:.1e}")
+        print(f"accumulated {steps:2d}: {how} {option}, loss {found:.7f}, gradient apart by {worst:.1e}")
         assert worst <= 1e-6
+        assert len(calls) == (steps if option == "linear" else 0)
 
 
+@pytest.mark.parametrize("option", ["", "linear"])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_label_smoothing_is_the_trainers(steps: int, tmp_path: Path, cpu: None) -> None:
+def test_label_smoothing_is_the_trainers(steps: int, option: str, tmp_path: Path, cpu: None) -> None:
     loss, gradients = trained(tmp_path, steps, "stock", smoothing=0.3)
-    found, moved = trained(tmp_path, steps, "function", smoothing=0.3)
+    found, moved = trained(tmp_path, steps, "function", smoothing=0.3, option=option)
     assert found == pytest.approx(loss, abs=1e-6)
     for name in gradients:
         torch.testing.assert_close(moved[name], gradients[name], rtol=0, atol=1e-6)
-    assert trained(tmp_path, steps, "function")[0] != pytest.approx(loss, abs=1e-4)
+    assert trained(tmp_path, steps, "function", option=option)[0] != pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["model", "function"])
+def test_mixed_precision_goes_by_hidden_states_too(
+    how: str, tmp_path: Path, cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate converts what the model returns, and here is nothing to convert."""
+    loss, gradients = trained(tmp_path, 4, "stock", bf16=True)
+    calls = calls_from_hidden_states(monkeypatch)
+    found, moved = trained(tmp_path, 4, how, option="linear", bf16=True)
+    assert len(calls) == 4 and found == pytest.approx(loss, abs=1e-3)
+    for name in gradients:
+        torch.testing.assert_close(moved[name], gradients[name], rtol=0, atol=1e-2 * gradients[name].abs().max().item())
 
 
 def test_evaluation_has_its_loss_and_logits(tmp_path: Path, cpu: None) -> None:
@@ -331,12 +561,14 @@ def test_evaluation_has_its_loss_and_logits(tmp_path: Path, cpu: None) -> None:
         return {"width": float(found.predictions.shape[-1])}
 
     results = []
-    for how in ("stock", "model", "function"):
+    ways = [(how, option) for how in ("model", "function") for option in ("inplace", "linear")]
+    for how, option in [("stock", "inplace"), *ways]:
+        options: dict[str, Any] = {option: True}
         model = MODELS["llama"]()
         args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
         if how == "model":
-            use_fused_xent(model, inplace=True)
-        function = trainer_loss(model, args, inplace=True) if how == "function" else None
+            use_fused_xent(model, **options)
+        function = trainer_loss(model, args, **options) if how == "function" else None
         trainer = transformers.Trainer(
             model, args, eval_dataset=Rows("llama", 4), compute_metrics=metrics, compute_loss_func=function
         )
@@ -354,17 +586,17 @@ def test_a_batch_without_labels_is_an_error(cpu: None) -> None:
 
 # Memory.
 
-BUDGET = {"stock": None, "fused": 2.2, "in place": 1.2}
+CHUNK = 32 << 20  # what the linear op may allocate for one, where the weight is smaller
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("how", list(BUDGET))
+@pytest.mark.parametrize("how", ["stock", "fused", "in place", "linear"])
 def test_peak_of_a_step_in_logits(how: str, dtype: torch.dtype, cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny Llama, 4 x 256 tokens, 32000 classes: what one step holds at most above what it began with."""
     model = made("LlamaForCausalLM", "LlamaConfig", **DECODER | {"vocab_size": 32000}).to(dtype)
     ids = torch.randint(32000, (4, 256), generator=torch.Generator().manual_seed(1))
     if how != "stock":
-        use_fused_xent(model, inplace=how == "in place")
+        use_fused_xent(model, inplace=how == "in place", linear=how == "linear")
 
     def step() -> None:
         outputs = model(ids, labels=ids)  # held meanwhile, as a training loop does
@@ -372,7 +604,7 @@ def test_peak_of_a_step_in_logits(how: str, dtype: torch.dtype, cpu: None, monke
 
     step()  # the gradients are there
     logits = ids.numel() * 32000 * dtype.itemsize
-    peak = peak_bytes(step) / logits
-    print(f"peak of a step, {how}, {str(dtype)[6:]}: {peak:.2f} logits")
-    budget = BUDGET[how]
-    assert peak <= budget if budget else peak > 4
+    peak = peak_bytes(step)
+    print(f"peak of a step, {how}, {str(dtype)[6:]}: {peak / logits:.3f} logits, {peak / 2**20:.1f} MiB")
+    limit = {"fused": 2.2 * logits, "in place": 1.2 * logits, "linear": 1.1 * CHUNK}
+    assert peak <= limit[how] if how in limit else peak > 4 * logits
