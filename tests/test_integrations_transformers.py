@@ -26,18 +26,11 @@ from softxent.integrations.transformers import (  # noqa: E402
     undo_fused_xent,
     use_fused_xent,
 )
+from tiny_models import DECODER, TEXT, VOCAB, made  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # the libraries' own
 
-VOCAB, BATCH, TOKENS = 101, 2, 7
-TEXT = {
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-DECODER = TEXT | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BATCH, TOKENS = 2, 7
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 BERT = TEXT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MODERN = TEXT | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -50,11 +43,6 @@ BART |= {
 T5 = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
 FIVE = {"num_labels": 5, "classifier_dropout": 0.0}
 VIT = TEXT | {"image_size": 8, "patch_size": 4, "num_labels": 10}
-
-
-def made(name: str, config: str, **options: Any) -> Any:
-    torch.manual_seed(0)
-    return getattr(transformers, name)(getattr(transformers, config)(**options)).train()
 
 
 def bart() -> Any:

@@ -26,5 +26,6 @@ if [ ! -e "$venv/installed" ] || [ requirements/integrations.txt -nt "$venv/inst
 fi
 "$venv/bin/python" - <<'END'
 from importlib.metadata import version
-print(*(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "lightning", "timm")), sep=", ")
+names = "torch", "transformers", "trl", "peft", "accelerate", "lightning", "timm"
+print(*(f"{name} {version(name)}" for name in names), sep=", ")
 END
