@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = {"accelerate": ["accelerate"], "lightning": ["lightning"], "timm": ["timm", "torchvision"]}
+EXAMPLES = {
+    "accelerate": ["accelerate"],
+    "lightning": ["lightning"],
+    "timm": ["timm", "torchvision"],
+    "trl": ["trl", "datasets"],
+}
 
 
 @pytest.mark.parametrize("library", list(EXAMPLES))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -321,7 +322,10 @@ def test_the_head_is_itself_outside_of_a_step_and_again_when_it_is_undone(cpu: N
     use_fused_xent(model, linear=True)
     use_fused_xent(model)  # instead
     assert model(**inputs).logits is not None and model.loss_function is not stock
-    trainer_loss(model, transformers.TrainingArguments("unused", use_cpu=True), linear=True)
+    function = trainer_loss(model, transformers.TrainingArguments("unused", use_cpu=True), linear=True)
+    outputs = model(inputs["input_ids"])
+    function(outputs, inputs["labels"]).backward()
+    assert outputs.logits is None and "logits" not in outputs
     model.eval()
     assert model(inputs["input_ids"]).logits is not None and model(**inputs).logits is None
 
@@ -425,9 +429,9 @@ def test_a_model_that_does_something_else_to_its_logits_is_refused_by_name(cpu: 
     use_fused_xent(model, linear=True)
     with pytest.raises(RuntimeError, match=r"Masking of transformers .*: it asks its logits for an assignment"):
         model(**inputs)
+    assert isinstance(model.lm_head(torch.randn(2, 16)), Tensor)  # the refusal left nothing behind
     with torch.no_grad():
         assert model(**inputs)["logits"] is not None
-    assert isinstance(model.lm_head(torch.randn(2, 16)), Tensor)  # the refusal left nothing behind
 
 
 def test_what_linear_cannot_serve_is_refused_by_name() -> None:
@@ -445,6 +449,18 @@ def test_what_linear_cannot_serve_is_refused_by_name() -> None:
     asked.classifier = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match=f"LlamaForQuestionAnswering of transformers {version} takes no labels"):
         use_fused_xent(asked, linear=True)
+
+
+def test_the_page_about_training_runs(tmp_path: Path, cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl", reason="trl is not installed: make integrations")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 4 and names["logprobs"].shape == (2, 16) and names["several"].shape == (2, 16, 5)
+    assert names["trainer"].compute_loss_func is not None and names["model"](names["tokens"][:, :4]).logits is not None
 
 
 # The Trainer.

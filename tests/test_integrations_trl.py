@@ -1,6 +1,7 @@
 """TRL beside its own log-probabilities and entropies, with tiny models of random weights: `make integrations`."""
 
 import functools
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,9 +100,9 @@ def dpo(folder: Path) -> Any:
     return trl.DPOTrainer(llama(), llama(), args, train_dataset=data, processing_class=tokenizer())
 
 
-def grpo(folder: Path) -> Any:
+def grpo(folder: Path, model: Callable[[], Any] = llama) -> Any:
     """With a reference model, which TRL loads from where the first came from."""
-    for saved in (llama(), tokenizer()):
+    for saved in (model(), tokenizer()):
         saved.save_pretrained(folder / "model")
     options = {"num_generations": 4, "max_completion_length": 6, "temperature": 0.8, "beta": 0.1, "seed": 3}
 
@@ -128,6 +129,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[list[str]]]] = {
     "sft, dft": (lambda folder: sft(folder, loss_type="dft"), [TOP1] * 2),
     "dpo": (dpo, [TOP1, LOGPROB]),  # of the reference last
     "grpo": (grpo, [LOGPROB, ENTROPY]),  # of the reference first
+    "grpo, softcap": (lambda folder: grpo(folder, gemma), [LOGPROB, ENTROPY]),
 }
 
 
@@ -159,11 +161,11 @@ def test_under_mixed_precision_too(tmp_path: Path, cpu: None, calls: list[dict[s
 def test_one_trainer_is_changed_and_can_be_given_back(tmp_path: Path, cpu: None, calls: list[dict[str, Any]]) -> None:
     trainer, other = sft(tmp_path), sft(tmp_path)
     model, ids = trainer.model, torch.arange(12).view(2, 6)
-    theirs = model.forward
+    theirs, signature = model.forward, inspect.signature(model.forward)
     expected = model(ids, labels=ids, fused_lm_head=True)
     use_fused_xent(trainer, max_logits_bytes=8192, accum_dtype=torch.float32)
     found = model(ids, labels=ids, fused_lm_head=True)
-    assert found.keys() == expected.keys()
+    assert found.keys() == expected.keys() and inspect.signature(model.forward) == signature
     for name, x in expected.items():
         torch.testing.assert_close(found[name], x, rtol=1e-5, atol=1e-6)
     assert (calls[0]["max_logits_bytes"], calls[0]["accum_dtype"]) == (8192, torch.float32)
