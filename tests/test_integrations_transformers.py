@@ -1,6 +1,7 @@
 """Transformers beside its own loss, with tiny models of random weights: `make integrations`. Nothing is downloaded."""
 
 import copy
+import inspect
 import pickle
 import re
 import subprocess
@@ -311,9 +312,10 @@ def test_the_head_is_itself_outside_of_a_step_and_again_when_it_is_undone(cpu: N
     stock = model.loss_function
     use_fused_xent(model, linear=True)
     hidden = torch.randn(2, 16, requires_grad=True)
+    between = [None] * (list(inspect.signature(model.forward).parameters).index("labels") - 1)
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copied(**inputs).logits is None and copied(input_ids=inputs["input_ids"]).logits is not None
-        assert copied(inputs["input_ids"], *[None] * 7, inputs["labels"]).logits is None  # by position
+        assert copied(inputs["input_ids"], *between, inputs["labels"]).logits is None  # by position
         assert torch.equal(copied.lm_head(hidden), other.lm_head(hidden))
         undo_fused_xent(copied)
         assert copied.loss_function is stock and copied(**inputs).logits is not None
@@ -406,6 +408,15 @@ def test_a_head_that_is_more_than_its_weight_is_refused(cpu: None) -> None:
         use_fused_xent(wrapped, linear=True)
     use_fused_xent(wrapped)  # from logits it is served
     assert wrapped(**inputs).logits is not None
+
+
+def test_a_head_that_fsdp_shards_by_itself_is_refused(cpu: None) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    use_fused_xent(model, linear=True)
+    model.lm_head.unshard = lambda: None  # what fully_shard gives it
+    for function in (lambda: model(**inputs), lambda: use_fused_xent(model, linear=True)):
+        with pytest.raises(RuntimeError, match=r"LlamaForCausalLM .*: fully_shard was applied to its head alone"):
+            function()
 
 
 def test_a_head_that_was_replaced_is_asked_for_again(cpu: None) -> None:

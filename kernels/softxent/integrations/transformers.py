@@ -288,7 +288,7 @@ def _use_linear(model: Any, inplace: bool, always: bool, options: dict[str, Any]
 
 def _before(position: int, always: bool, model: Any, args: Any, kwargs: Any) -> None:
     head = _head(model)
-    if "makes_no_logits" not in vars(head):
+    if "makes_no_logits" not in vars(head) or hasattr(head, "unshard"):
         _plain_head(model)
         raise RuntimeError(f"{_named(model)} has another head than before: call use_fused_xent(model, ...) again")
     labels = args[position] if len(args) > position else kwargs.get("labels")
@@ -325,6 +325,11 @@ def _plain_head(model: Any) -> Any:
     head = _head(model)
     if head is None:
         raise RuntimeError(f"{_named(model)} has no output layer to take the weight of: leave linear=True out")
+    if hasattr(head, "unshard"):  # FSDP2's
+        raise RuntimeError(
+            f"{_named(model)}: fully_shard was applied to its head alone, whose weight is gone when the loss wants it: "
+            "let fully_shard(model) take it with the rest"
+        )
     try:
         check_head(head)
     except RuntimeError as error:
