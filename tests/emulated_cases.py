@@ -21,6 +21,8 @@ from torch import Tensor
 
 import softxent
 from exactness import by_reference, composed
+from softxent.options import Inputs, Options, Stats
+from softxent.parallel.shards import Shard, fields_of, implementation
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 ALL = {
@@ -97,8 +99,12 @@ SOFTMAX = {
     "log_softmax 100": Case(60, 100, op="log_softmax"),
     "log_softmax 50257 bfloat16": Case(3, 50257, BF16, op="log_softmax"),
 }
-GROUPS = {"narrow": NARROW, "wide": WIDE, "softmax": SOFTMAX}
-CASES = NARROW | WIDE | SOFTMAX
+SHARDS = {
+    "5001 bfloat16 in shards": Case(6, 5001, BF16, {"reduction": "sum"}, "shards"),
+    "3000 in shards, all options": Case(6, 3000, F32, ALL | {"reduction": "sum"}, "shards"),
+}
+GROUPS = {"narrow": NARROW, "wide": WIDE, "softmax": SOFTMAX, "shards": SHARDS}
+CASES = NARROW | WIDE | SOFTMAX | SHARDS
 
 
 def outputs(case: Case, how: str) -> dict[str, Tensor]:
@@ -132,6 +138,8 @@ def outputs(case: Case, how: str) -> dict[str, Tensor]:
         wider = torch.promote_types(wide, F32)
         options["sample_weight"] = random(case.n_rows).abs().to(torch.promote_types(dtype, F32)).to(wider)
     dloss = random(case.n_rows).to(dtype).to(wide)
+    if case.op == "shards" and how == "ours":
+        return _in_shards(logits.detach(), target, options)
     if case.op == "stats":
         return _stats(logits, target, how, dloss)
     x = logits * 1 if options.pop("inplace", False) and how == "ours" else logits
@@ -149,6 +157,39 @@ def outputs(case: Case, how: str) -> dict[str, Tensor]:
 def _gradient(logits: Tensor) -> Tensor:
     assert logits.grad is not None
     return logits.grad
+
+
+def slice_of(whole: Inputs, shard: Shard) -> Inputs:
+    at = slice(shard.start, shard.start + shard.n_cols)
+    soft = whole.target.is_floating_point()
+    weight = None if whole.weight is None else whole.weight[at]
+    return whole._replace(
+        logits=whole.logits[:, at], target=whole.target[:, at] if soft else whole.target, weight=weight
+    )
+
+
+def _in_shards(logits: Tensor, target: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+    """As ranks that hold two slices of the classes, and one that holds none, have it between them."""
+    given = {name: value for name, value in options.items() if name not in ("weight", "sample_weight")}
+    whole = Inputs(logits, target, options.get("weight"), options.get("sample_weight"))
+    n_cols, cut = logits.shape[1], logits.shape[1] * 2 // 5
+    shards = [
+        Shard(start, end - start, n_cols, n_cols - cut, None)
+        for start, end in ((0, cut), (cut, n_cols), (n_cols, n_cols))
+    ]
+    parts = [slice_of(whole, shard) for shard in shards]
+    settings, fields = Options(**given), fields_of(whole, Options(**given), ())
+    module = implementation(logits)
+    gathered = torch.stack(
+        [module.sums(part, settings, *of) for part, *of in zip(parts, shards, [fields] * 3, strict=True)]
+    )
+    ones = torch.ones(len(logits)) if whole.sample_weight is None else whole.sample_weight
+    made = []
+    for part, shard in zip(parts, shards, strict=True):
+        loss, _, row = module.combine(gathered, part, settings, shard, fields, ())
+        made.append(module.gradient_like(part.logits, part.logits.dtype))
+        module.gradient(row, ones, Stats(), part, settings, shard, made[-1], None)
+    return {"loss": (loss * ones).sum().to(logits.dtype), "gradient": torch.cat(made, 1)}
 
 
 def _stats(logits: Tensor, target: Tensor, how: str, dout: Tensor) -> dict[str, Tensor]:

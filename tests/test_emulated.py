@@ -24,6 +24,7 @@ KERNELS = {
     "narrow": {"narrow_rows.narrow_rows_kernel", "narrow_rows.small_batch_kernel"},
     "wide": {"wide_row.wide_row_kernel"},
     "softmax": {"softmax.softmax_backward_kernel"},
+    "shards": {"shard_row.sums_kernel", "shard_row.combine_kernel", "shard_row.gradient_kernel"},
 }
 # Where the interpreter sums in the same order: these have to be its bits.
 AS_INTERPRETED = {"10": "gradient", "10 bfloat16": "gradient", "10, one launch": "gradient", "softmax 10": "result"}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.traffic import counted
+from emulated_cases import slice_of
 from softxent import reference
 from softxent.options import Inputs, Options, Stats
 from softxent.parallel.shards import Shard, fields_of, implementation
@@ -20,15 +21,6 @@ SIZES = ((20, 17, 0), (1, 1, 1), (1300, 1501, 0, 7))
 def shards_of(sizes: tuple[int, ...]) -> list[Shard]:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [Shard(start, n_cols, sum(sizes), max(sizes), None) for start, n_cols in zip(starts, sizes, strict=True)]
-
-
-def slice_of(whole: Inputs, shard: Shard) -> Inputs:
-    at = slice(shard.start, shard.start + shard.n_cols)
-    soft = whole.target.is_floating_point()
-    weight = None if whole.weight is None else whole.weight[at]
-    return whole._replace(
-        logits=whole.logits[:, at], target=whole.target[:, at] if soft else whole.target, weight=weight
-    )
 
 
 def in_parts(

@@ -51,7 +51,7 @@ def combine(
     if n_rows:
         with on_device_of(gathered):
             shard_row.combine_kernel[(launch.cdiv(n_rows, BLOCK),)](
-                _pointers(gathered[0], fields),
+                _pointers(gathered.movedim(1, 0), fields),
                 inputs.target,
                 inputs.sample_weight,
                 _numbers(inputs, options),
@@ -93,7 +93,7 @@ def gradient(
 
 
 def _pointers(found: Tensor, fields: tuple[str, ...]) -> Sums:
-    """found: [fields, n_rows]."""
+    """found: [fields, n_rows] or [fields, ranks, n_rows]."""
     of: dict[str, Any] = dict(zip(fields, found, strict=True))
     if "best" in of:
         of["best"] = of["best"].view(index_dtype(found.dtype))
