@@ -189,13 +189,73 @@ def test_transforms_and_a_weight_with_a_gradient_are_refused(path: str, device: 
         fused_softmax_xent(logits, soft, weight, inplace=True)
 
 
-def test_torch_compile_is_refused(path: str, device: torch.device) -> None:
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_with_a_break_the_logits_are_written_over_too(path: str, device: torch.device, backend: str) -> None:
+    def step(leaf: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = leaf * 2
+        return fused_softmax_xent(logits, target, inplace=True, z_loss=0.1) * 3, logits
+
+    torch._dynamo.reset()
+    leaf, target = torch.randn(4, 10, device=device, requires_grad=True), logits_and_target(device)[1]
+    expected = torch.autograd.grad(step(leaf, target)[0], leaf)[0]
+    loss, logits = torch.compile(step, backend=backend)(leaf, target)
+    loss.backward()
+    torch.testing.assert_close(leaf.grad, expected)
+    torch.testing.assert_close(logits.detach(), expected / 2)
+
+
+def test_a_whole_graph_in_place_is_refused(path: str, device: torch.device) -> None:
     def loss(leaf: Tensor, target: Tensor) -> Tensor:
         return fused_softmax_xent(leaf * 2, target, inplace=True)
 
+    torch._dynamo.reset()
     leaf, target = torch.randn(4, 10, device=device, requires_grad=True), logits_and_target(device)[1]
-    with pytest.raises(Exception, match="leave it out there"):
-        torch.compile(loss, backend="eager", fullgraph=True)(leaf, target)
+    step = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"inplace=True does not go with .* leave it out there"):
+        step(leaf, target)
+    with torch.no_grad():  # where it does nothing
+        torch.testing.assert_close(step(leaf, target), loss(leaf, target))
+    with pytest.raises(RuntimeError, match=r"torch\.export: leave it out there"):
+        torch.export.export(Loss(loss), (leaf, target))
+
+
+class Loss(torch.nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        loss: Tensor = self.function(*arguments)
+        return loss
+
+
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    "its result": lambda x: x.exp(),
+    "its result, and returns a view": lambda x: x.exp().view(4, 10),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("case", KEPT)
+def test_what_a_compiled_function_keeps_is_not_written_over(device: torch.device, case: str, whole: bool) -> None:
+    """By a view that has a version of its own: torch's in-place operations give wrong gradients there."""
+
+    def step(function: Callable[[Tensor], Tensor], leaf: Tensor, target: Tensor) -> Tensor:
+        return fused_softmax_xent(function(leaf * 2).view(4, 10), target, inplace=True)
+
+    torch._dynamo.reset()
+    leaf, target = torch.randn(2, 2, 10, device=device, requires_grad=True), logits_and_target(device)[1]
+    function = KEPT[case]
+    if whole:
+        step = torch.compile(step, backend="aot_eager")
+    else:
+        function = torch.compile(function, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="the compiled function which made them keeps"):
+        step(function, leaf, target)
+    with torch.no_grad():
+        step(function, leaf, target)
 
 
 def test_logits_that_have_to_be_copied_are_not_written(path: str, device: torch.device) -> None:

@@ -210,7 +210,7 @@ def check_inplace(
     read: the other arguments, by name.
     """
     if torch.compiler.is_compiling():
-        raise RuntimeError("inplace=True does not go with torch.compile: leave it out there")
+        raise RuntimeError("inplace=True does not go with torch.export: leave it out there")
     if in_transform(input):
         raise RuntimeError("inplace=True does not go with torch.func transforms or forward-mode AD: leave it out there")
     if weight is not None and weight.requires_grad:
@@ -232,6 +232,24 @@ def check_inplace(
     for name, tensor in (read | {"weight": weight, "logit_scale": logit_scale}).items():
         if isinstance(tensor, Tensor) and _overlap(logits, tensor):
             raise RuntimeError(f"inplace=True would write over {name}, which lies in the memory of the logits")
+    if any(_overlap(logits, tensor) for tensor in _kept_by_compiled(base)):
+        raise RuntimeError(
+            "inplace=True would write over logits that the compiled function which made them keeps for its backward "
+            "pass: leave it out"
+        )
+
+
+def _kept_by_compiled(output: Tensor) -> tuple[Tensor, ...]:
+    """What the compiled graph that `output` comes from keeps for backward. Of an output, or a view of one, it may keep
+    another view, whose version does not change with the output's: autograd would not see it written over."""
+    node = output.grad_fn
+    if type(node).__name__ != "CompiledFunctionBackward":
+        return ()
+    try:
+        kept = node.saved_tensors  # type: ignore[union-attr]
+    except RuntimeError:  # freed by a backward pass
+        return ()
+    return (*kept, *getattr(node, "_tensors_no_vc_check", ()))
 
 
 def _overlap(rows: Tensor, other: Tensor) -> bool:

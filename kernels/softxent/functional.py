@@ -133,7 +133,17 @@ def fused_softmax_xent(
         loss_dtype,
         inplace,
     )
-    return _of_dtensor(arguments, ()).loss if is_dtensor(input) else loss_of(call_of(*arguments), ())[0]
+    if is_dtensor(input):
+        return _of_dtensor(arguments, ()).loss
+    compute = loss_alone
+    if (
+        inplace
+        and torch.compiler.is_dynamo_compiling()
+        and torch.is_grad_enabled()
+        and getattr(input, "requires_grad", False)
+    ):
+        from .eager import loss_alone as compute  # here Dynamo breaks its graph
+    return compute(*arguments)
 
 
 def fused_softmax_xent_with_stats(
@@ -227,6 +237,11 @@ class Call(NamedTuple):
     shape: torch.Size  # of class indices
     loss_dtype: torch.dtype
     inplace: bool
+
+
+def loss_alone(*arguments: Any) -> Tensor:
+    """arguments: of call_of."""
+    return loss_of(call_of(*arguments), ())[0]
 
 
 def loss_of(call: Call, wanted: tuple[str, ...]) -> tuple[Tensor, Stats]:

@@ -106,7 +106,31 @@ def fused_linear_softmax_xent(
     max_logits_bytes below what one row needs, and, on a CPU, for valid_rows below their number. With a group, as
     `vocab_parallel_softmax_xent`.
     """
-    loss, _ = _linear(**locals(), names=())
+    loss, _ = _linear(
+        input=input,
+        linear_weight=linear_weight,
+        target=target,
+        linear_bias=linear_bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        loss_dtype=loss_dtype,
+        shift=shift,
+        valid_rows=valid_rows,
+        max_logits_bytes=max_logits_bytes,
+        accum_dtype=accum_dtype,
+        group=group,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        input_gradient=input_gradient,
+        names=(),
+    )
     return loss
 
 
@@ -141,10 +165,33 @@ def fused_linear_softmax_xent_with_stats(
     With `prediction` and `correct` alone it is three products; lse, entropy and target_logprob, which may be
     differentiated, make it four.
     """
-    arguments = locals()
-    wanted = check_stats(arguments.pop("stats"), STATS, target, False)
+    wanted = check_stats(stats, STATS, target, False)
     names = tuple(dict.fromkeys("prediction" if name == "correct" else name for name in wanted))
-    loss, found = _linear(**arguments, names=names)
+    loss, found = _linear(
+        input=input,
+        linear_weight=linear_weight,
+        target=target,
+        linear_bias=linear_bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        loss_dtype=loss_dtype,
+        shift=shift,
+        valid_rows=valid_rows,
+        max_logits_bytes=max_logits_bytes,
+        accum_dtype=accum_dtype,
+        group=group,
+        vocab_start=vocab_start,
+        vocab_size=vocab_size,
+        input_gradient=input_gradient,
+        names=names,
+    )
     prediction, correct = found.prediction, None
     if "correct" in wanted:
         assert prediction is not None
