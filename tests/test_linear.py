@@ -775,6 +775,7 @@ def test_a_head_that_is_more_than_a_product_is_refused_by_name() -> None:
         ({"valid_rows": -1}, ValueError, "valid_rows must be at least 0"),
         ({"accum_dtype": torch.float16}, RuntimeError, "accum_dtype"),
         ({"x": torch.randn(8), "y": torch.tensor(1), "shift": True}, RuntimeError, "shift=True"),
+        ({"x": torch.randn(2, 4, 8), "y": torch.zeros(2, 3).long(), "shift": True}, RuntimeError, "of all T positions"),
         ({"x": [1.0]}, TypeError, "input must be a Tensor, not list"),
         ({"y": None}, TypeError, "target must be a Tensor"),
     ],

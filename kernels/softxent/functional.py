@@ -100,10 +100,10 @@ def fused_softmax_xent(
             half precision saves the rounding of the loss, about 1e-3 of it.
         inplace: write the gradient over the logits, which saves a matrix of their size. They must be the result of an
             operation, not a leaf, and nothing may read them after this call; what autograd itself has kept of them for
-            another operation's backward pass raises there. One backward pass, no second derivative, no transform, no
-            torch.compile. Where `input` has to be copied, the copy is written over; where it is a view, autograd gives
-            it a new grad_fn, so that hooks and torch.autograd.grad need one taken before. Without gradients it does
-            nothing.
+            another operation's backward pass raises there. One backward pass, no second derivative, no transform.
+            torch.compile breaks its graph here, and raises with fullgraph=True. Where `input` has to be copied, the
+            copy is written over; where it is a view, autograd gives it a new grad_fn, so that hooks and
+            torch.autograd.grad need one taken before. Without gradients it does nothing.
 
     Logits of half precision are computed, summed and divided in float32, and rounded once at the end. The gradient
     for class indices is exact where the model is confident: 1 - p[y] is summed from its own terms, never subtracted.

@@ -362,7 +362,7 @@ def _rows(
         if input.dim() < 2:
             raise RuntimeError(f"parts of the rows are input (N, ..., H), got {tuple(input.shape)}")
         shape = torch.Size([shape[0] * ranks, *shape[1:]])
-    _check_target(shape, target, n_cols, several)
+    _check_target(shape, target, n_cols, several, shift)
     acc = torch.promote_types(input.dtype, torch.float32)
     y = target.reshape(shape.numel(), *target.shape[len(shape) :])
     logits = input.new_zeros((), dtype=acc).expand(shape.numel(), n_cols)  # for those who ask of which shape
@@ -476,7 +476,7 @@ def _check_linear(input: Tensor, linear_weight: Tensor, target: Any, linear_bias
         raise RuntimeError(f"shift=True is for input (..., T, H), got {tuple(input.shape)}")
 
 
-def _check_target(of_rows: torch.Size, target: Tensor, n_cols: int, several: bool) -> None:
+def _check_target(of_rows: torch.Size, target: Tensor, n_cols: int, several: bool, shift: bool) -> None:
     shape = tuple(of_rows)
     if several:
         if target.dtype not in INDEX_DTYPES or target.shape[:-1] != shape or target.dim() == 0:
@@ -490,7 +490,8 @@ def _check_target(of_rows: torch.Size, target: Tensor, n_cols: int, several: boo
     if target.shape != expected:
         kind = "probabilities" if target.is_floating_point() else "class indices"
         error = ValueError if shape and target.dim() and len(target) != shape[0] else RuntimeError
-        raise error(f"expected {kind} of shape {expected} for input {(*shape, 'H')}: got {tuple(target.shape)}")
+        hint = ". With shift=True pass those of all T positions" if shift else ""
+        raise error(f"expected {kind} of shape {expected} for input {(*shape, 'H')}: got {tuple(target.shape)}{hint}")
 
 
 def _shifted(
