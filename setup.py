@@ -39,7 +39,7 @@ setup(
     package_data={"softxent": ["py.typed"]},
     # No Triton: torch brings the one of its GPU, triton-rocm or triton-xpu for some, and another of the same name would
     # be written over it.
-    install_requires=["torch>=2.11"],
+    install_requires=["torch>=2.10"],
     extras_require={
         "triton": ['triton>=3.6; platform_system == "Linux"'],
         # for the training script and the benchmark suite of the checkout
