@@ -44,6 +44,6 @@ setup(
         "triton": ['triton>=3.6; platform_system == "Linux"'],
         # for the training script and the benchmark suite of the checkout
         "fmnist": ["numpy", "tqdm", "matplotlib", "safetensors", "pillow", "tensorboard"],
-        "bench": ["numpy", "matplotlib", "pytest", "pytest-benchmark"],
+        "bench": ["numpy", "scipy", "tabulate", "matplotlib", "pytest", "pytest-benchmark"],
     },
 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 WIDTHS = (2, 10, 32, 64, 100, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 262144)
+CPU_WIDTHS = (10, 100, 1000, 32000, 128256)
 SMALL = ((256, 10), (1024, 1000))  # rows, columns: a step of Fashion-MNIST, and of ImageNet
 DTYPES = ("bfloat16", "float32")
 OPS = ("cross_entropy", "softmax")
@@ -141,3 +142,8 @@ def sweep(matrix_bytes: int, widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str
         yield from cases("cross_entropy", "backward", dtype, "mean", widths)
         for mode in ("forward", "step"):
             yield from cases("softmax", mode, dtype, "mean", [n for n in widths if n <= 65536], with_small=False)
+
+
+def of_the_mean(case: Case) -> bool:
+    """A training step and forward alone of the mean loss: what is compared unless more is asked for."""
+    return (case.op, case.kind) == ("cross_entropy", "mean") and case.mode != "backward"

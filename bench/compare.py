@@ -1,33 +1,24 @@
-"""Two results files side by side: what has become slower, with confidence intervals, and what takes more memory.
+"""What has become slower, or takes more memory, from one version to another, and how sure that is.
 
-Bare times of two runs on shared machines cannot be compared; times relative to what ran in the same turn can. So, of a
-contender at a case, with r_i = its time over the reference's in turn i (eager PyTorch's on a CPU, a copy's on a GPU),
+What differs from process to process, as where memory lies, differs by more than what is seen within one. So the unit is
+the run: a process of its own, of whose turns the median is taken. Of a contender at a case, with T a run's figure,
 
-    change = median(r in B) / median(r in A)                                             above 1: B is slower
+    change = exp(mean(log T in B) - mean(log T in A))                                    above 1: B is slower
 
-once for each method: "graph", the kernels' time, and "calls", with the host in it. Between different processors, calls
-are not compared.
+    compare --run A B        T are seconds. Run i of A and run i of B went side by side (bench/paired.py), so their
+                             differences are what varies: s = sd(log T_B - log T_A) / sqrt(n), n - 1 degrees of freedom
+    compare A.json B.json    T is relative to eager PyTorch's in the same turns, on a GPU to a copy's.
+                             s^2 = sd_A^2 / n_A + sd_B^2 / n_B, min(n_A, n_B) - 1 degrees of freedom
 
-Its interval: exp(log change -+ t s), where s is the standard deviation of log change over RESAMPLES bootstrap samples
-of both runs. Noise comes in bursts of several turns, so what is drawn is blocks of n^(1/3) neighbouring turns, which
-is the rate at which the variance is estimated best (Hall, Horowitz and Jing, Biometrika 1995). t is Student's, with as
-many degrees of freedom as there are blocks, less one in each run, and such that all intervals together, of both
-methods, hold with probability LEVEL (Bonferroni); quantiles of the samples themselves would need millions of them.
+The interval: exp(log change -+ t s), t Student's, such that all intervals of a comparison hold together with
+probability LEVEL (Bonferroni). One run has no spread between runs: then there is no interval, and no verdict.
 
-What differs between whole runs, and not between turns, as where memory lies or what a neighbour does for minutes, is in
-no interval: that is what the tolerance is for. It is larger where the host is timed.
-
-Peak memory is what a call asks for, not what an allocator makes of it, and the same in each run of the same code: there
-is no interval. A growth counts that is more than MEMORY, so that a few numbers more for each block of rows are nobody's
-concern, and more than MEMORY_BYTES: a page of a CPU's, or eight of the smallest pieces that CUDA's allocator hands out,
-below which as much is taken from the system as before. What a small shape hides so, a large one shows.
-
-    slower         the whole interval is above 1 + tolerance
-    more memory
-    faster         the whole interval is below 1 / (1 + tolerance)
-    less memory
-    no slower      the whole interval is below 1 + tolerance
-    unclear        none of these: the machine was too noisy, or the time too short
+    slower         the interval is above 1, and reaches beyond 1 + tolerance
+    faster         the interval is below 1, and reaches beyond 1 / (1 + tolerance)
+    no slower      by more than the tolerance: the interval ends below 1 + tolerance
+    too noisy      to tell: none of these
+    more memory    the same in each run of the same code; counted from MEMORY and MEMORY_BYTES on: a page of a CPU's, or
+    less memory    eight of the smallest pieces that CUDA's allocator hands out
     no more memory
     broken         an error, or no CUDA graph, where there was none, or one
     missing        not measured in B
@@ -36,23 +27,27 @@ below which as much is taken from the system as before. What a small shape hides
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
-
-import numpy as np
+from statistics import fmean, stdev
 
 from bench.cases import Case
 from bench.doubts import doubts
 from bench.results import BadInput, Measurement, Results
 
-LEVEL = 0.99
-RESAMPLES = 1000
-TOLERANCE = {"graph": 0.05, "calls": 0.10}  # by method
+LEVEL = 0.95
+TOLERANCE = 0.05
 MEMORY, MEMORY_BYTES = 0.01, 4096
 UNCHANGED = ("no slower", "no more memory")
-VERDICTS = ("broken", "missing", "slower", "more memory", "unclear", "mended", "faster", "less memory", *UNCHANGED)
+VERDICTS = ("broken", "missing", "slower", "more memory", "too noisy", "mended", "faster", "less memory", *UNCHANGED)
+SAME = {  # what must be: key of the environment, and of its "before"
+    "torch": "torch",
+    "triton": "Triton",
+    "cpu": "processor",
+    "instructions": "instruction set",
+    "threads": "number of threads",
+    "clock": "clock",
+}
 
 
 @dataclass
@@ -71,13 +66,13 @@ class Change:
         return self.contender.startswith("softxent")
 
 
-def compare(a: Results, b: Results, tolerance: float | None = None) -> list[Change]:
-    """Every contender at every case of A. Raises BadInput where the two cannot be compared."""
-    check_comparable(a, b)
+def compare(a: Results, b: Results, tolerance: float = TOLERANCE, paired: bool = False) -> list[Change]:
+    """Every contender at every case of A."""
     before, after = ({(one.case, one.contender): one for one in results.measurements} for results in (a, b))
-    changes, timed = [], []
+    changes: list[Change] = []
+    timed: list[tuple[Change, list[float], list[float]]] = []
     for (case, contender), one in before.items():
-        if contender == "copy" or contender == a.reference(case):
+        if contender == "copy" or (contender == a.reference(case) and not paired):
             continue
         other = after.get((case, contender))
         change = in_kind(one, other, b)
@@ -87,47 +82,64 @@ def compare(a: Results, b: Results, tolerance: float | None = None) -> list[Chan
             continue
         changes += in_memory(one, other)
         for method in one.seconds:
-            if method not in other.seconds or (method == "calls" and other_hosts(a, b)):
-                continue
-            old, new = a.ratios(one, method), b.ratios(other, method)
-            if old and new:
-                timed.append((case, contender, method, old, new))
-            else:
-                note = f"no times of {a.reference(case)} in {'B' if old else 'A'}"
-                changes.append(Change(case, contender, "unclear", method, note=note))
-    rng = np.random.default_rng(0)
-    for case, contender, method, old, new in timed:
-        change = Change(case, contender, "", method, *interval(old, new, len(timed), rng))
-        change.verdict = verdict(change, TOLERANCE[method] if tolerance is None else tolerance)
+            if method in other.seconds:
+                old = one.runs(method) if paired else a.ratios(one, method)
+                new = other.runs(method) if paired else b.ratios(other, method)
+                timed.append((Change(case, contender, "too noisy", method), old, new))
+    for change, old, new in timed:
+        judge(change, old, new, len(timed), tolerance, paired)
         changes.append(change)
     return sorted(changes, key=lambda change: (not change.own, VERDICTS.index(change.verdict)))
+
+
+def judge(change: Change, old: Sequence[float], new: Sequence[float], n: int, tolerance: float, paired: bool) -> None:
+    """Ratio, interval (one of n) and verdict of a time."""
+    if not old or not new:
+        change.note = f"no time of the reference in {'B' if old else 'A'}"
+        return
+    change.ratio = math.exp(fmean(map(math.log, new)) - fmean(map(math.log, old)))
+    if min(len(old), len(new)) < 2:
+        change.note = "one run: what differs between runs is not known"
+        return
+    change.low, change.high = interval(old, new, 1 - (1 - LEVEL) / n, paired)
+    if change.low > 1 and change.high > 1 + tolerance:
+        change.verdict = "slower"
+    elif change.high < 1 and change.low < 1 / (1 + tolerance):
+        change.verdict = "faster"
+    elif change.high <= 1 + tolerance:
+        change.verdict = "no slower"
+
+
+def interval(old: Sequence[float], new: Sequence[float], level: float, paired: bool) -> tuple[float, float]:
+    from scipy.stats import t
+
+    a, b = ([math.log(value) for value in values] for values in (old, new))
+    middle = fmean(b) - fmean(a)
+    if paired:
+        s = stdev([y - x for x, y in zip(a, b, strict=True)]) / math.sqrt(len(a))
+    else:
+        s = math.hypot(stdev(a) / math.sqrt(len(a)), stdev(b) / math.sqrt(len(b)))
+    half = float(t.ppf((1 + level) / 2, min(len(a), len(b)) - 1)) * s
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def check_comparable(a: Results, b: Results) -> None:
+    """Raises BadInput where figures of the two mean different things."""
+    found = []
+    if a.device != b.device or a.rehearsed != b.rehearsed:
+        found.append(f"device ({a.device}, {b.device})")
+    for key, word in SAME.items():
+        old, new = (r.environment.get(key, r.environment.get("before", {}).get(key)) for r in (a, b))
+        if old != new:
+            found.append(f"{word} ({old}, {new})")
+    if found:
+        raise BadInput(f"not the same {', '.join(found)}: what changed could be that; --anyway compares them")
 
 
 def regressed(changes: Iterable[Change], everyone: bool = False, missing_ok: bool = False) -> bool:
     """Whether softxent, or everyone, is slower anywhere, or takes more memory, or is broken, or missing."""
     bad = {"slower", "more memory", "broken"} | (set() if missing_ok else {"missing"})
     return any(change.verdict in bad for change in changes if change.own or everyone)
-
-
-def check_comparable(a: Results, b: Results) -> None:
-    for what, one, other in zip(("devices", "processors", "threads"), measured_on(a), measured_on(b), strict=True):
-        if one != other:
-            raise BadInput(f"results of different {what} cannot be compared: {one} and {other}")
-    if not set(a.cases()) & set(b.cases()):
-        raise BadInput("the two files have no case in common")
-
-
-def measured_on(results: Results) -> tuple[str, Any, Any]:
-    """Even ratios of a CPU are its own. On a GPU the host is no part of the kernels' figure."""
-    before = results.environment.get("before", {}) if results.on_cpu else {}
-    name = f"a rehearsal ({results.device})" if results.rehearsed else results.device
-    return name, before.get("cpu"), before.get("threads")
-
-
-def other_hosts(a: Results, b: Results) -> bool:
-    """Whether GPUs had other processors beside them."""
-    one, other = (results.environment.get("before", {}).get("cpu") for results in (a, b))
-    return bool(one != other)
 
 
 def in_kind(a: Measurement, b: Measurement | None, to: Results) -> Change | None:
@@ -156,77 +168,35 @@ def in_memory(a: Measurement, b: Measurement) -> Iterator[Change]:
     yield Change(a.case, a.contender, word, "memory", ratio, note=note)
 
 
-def interval(a: list[float], b: list[float], n_intervals: int, rng: np.random.Generator) -> tuple[float, float, float]:
-    """The change, and the ends of one of so many intervals."""
-    old, new = np.log(a), np.log(b)
-    change = float(np.median(new) - np.median(old))
-    s = float(np.std(resampled_medians(new, rng) - resampled_medians(old, rng)))
-    degrees = sum(math.ceil(len(turns) / block_of(len(turns))) - 1 for turns in (a, b))
-    half = student(1 - (1 - LEVEL) / 2 / n_intervals, max(1, degrees)) * s
-    return math.exp(change), math.exp(change - half), math.exp(change + half)
+def verdict(changes: Iterable[Change], everyone: bool = False) -> str:
+    """Of all times together, in one word: the worst."""
+    words = {change.verdict for change in changes if change.low is not None and (change.own or everyone)}
+    return next((word for word in VERDICTS if word in words), "too noisy")
 
 
-def block_of(n_turns: int) -> int:
-    return math.ceil(math.cbrt(n_turns))
-
-
-def resampled_medians(turns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[RESAMPLES] medians of blocks of neighbouring turns, drawn with replacement; the first turn follows the last."""
-    n = len(turns)
-    block = block_of(n)
-    starts = rng.integers(n, size=(RESAMPLES, math.ceil(n / block), 1))
-    drawn = (starts + np.arange(block)) % n
-    drawn_turns = np.sort(turns[drawn.reshape(RESAMPLES, -1)[:, :n]], axis=1)  # many times as fast as np.median
-    medians: np.ndarray = (drawn_turns[:, (n - 1) // 2] + drawn_turns[:, n // 2]) / 2
-    return medians
-
-
-def student(probability: float, degrees: int) -> float:
-    """Student's t quantile, by Abramowitz and Stegun 26.7.5; with 6 degrees of freedom up to 4 % too small."""
-    z = NormalDist().inv_cdf(probability)
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
-
-
-def verdict(change: Change, tolerance: float) -> str:
-    assert change.low is not None and change.high is not None
-    if change.low > 1 + tolerance:
-        return "slower"
-    if change.high < 1 / (1 + tolerance):
-        return "faster"
-    return "no slower" if change.high <= 1 + tolerance else "unclear"
-
-
-def report(changes: list[Change], a: Results, b: Results, tolerance: float | None = None, full: bool = False) -> str:
+def report(
+    changes: list[Change],
+    a: Results,
+    b: Results,
+    tolerance: float = TOLERANCE,
+    paired: bool = False,
+    full: bool = False,
+) -> str:
     """For the terminal, and Markdown: what has changed, or with `full` everything, and how many of each."""
-    reference = "eager PyTorch's" if a.on_cpu else "a copy's"
-    methods = [method for method in TOLERANCE if any(change.figure == method for change in changes)]
-    tolerances = " and ".join(
-        f"{100 * (TOLERANCE[method] if tolerance is None else tolerance):g} % ({method})" for method in methods
-    )
-    n_intervals = sum(change.low is not None for change in changes)
+    of = "seconds, side by side" if paired else f"times over {'eager PyTorch' if a.on_cpu else 'a copy'}'s"
+    runs = [min((len(times) for one in r.measurements for times in one.seconds.values()), default=0) for r in (a, b)]
+    n = sum(change.low is not None for change in changes)
     text = [
-        f"{a.device}: commit {b.environment.get('commit')} against {a.environment.get('commit')}. "
-        f"Each time is relative to {reference} of the same turn.",
-        f"Slower is what is slower by more than {tolerances} for certain: the {n_intervals} intervals hold together at "
-        f"{100 * LEVEL:g} %. More memory is more than {100 * MEMORY:g} % and {MEMORY_BYTES} bytes more.",
+        f"{a.device}: B, commit {b.environment.get('commit')}, against A, commit {a.environment.get('commit')}",
+        f"{of[0].upper()}{of[1:]}; {runs[0]} runs of A, {runs[1]} of B. Above 1, B is slower. A change counts from "
+        f"{100 * tolerance:g} % of time on, and {100 * MEMORY:g} % and {MEMORY_BYTES} bytes of memory; the {n} "
+        f"intervals hold together at {100 * LEVEL:g} %.",
     ]
-    for name in ("torch", "triton"):
-        old, new = a.environment.get(name), b.environment.get(name)
-        if old != new:
-            also = ", eager PyTorch's too" if a.on_cpu and name == "torch" else ""
-            text.append(f"Not the same {name}, {old} and {new}: some of it may be {name}'s doing{also}.")
-    if other_hosts(a, b):
-        text.append("Not the same processor beside the GPU: times by calls, which have the host in them, are left out.")
     for name, results in (("A", a), ("B", b)):
-        text += [f"Doubtful in {name}: {doubt}." for doubt in doubts(results)]
-    shown = [change for change in changes if full or change.verdict not in (*UNCHANGED, "unclear")]
+        text += [f"Doubtful in {name}: {doubt}." for doubt in (() if paired else doubts(results))]
+    shown = [change for change in changes if full or change.verdict not in UNCHANGED]
     if shown:
-        text += ["", "| | contender | case | figure | B over A | |", "|---|---|---|---|---|---|", *rows(shown)]
+        text += ["", table(shown)]
     text.append("")
     for contender in dict.fromkeys(change.contender for change in changes):
         count = Counter(change.verdict for change in changes if change.contender == contender)
@@ -234,22 +204,30 @@ def report(changes: list[Change], a: Results, b: Results, tolerance: float | Non
     new_cases = len(set(b.cases()) - set(a.cases()))
     if new_cases:
         text.append(f"* {new_cases} cases of B are not in A")
-    return "\n".join(text) + "\n"
+    words = {
+        "no slower": f"B is no slower by more than {100 * tolerance:g} %",
+        "too noisy": "too noisy to tell; more --runs, or a quieter machine",
+        "slower": "B is slower",
+        "faster": "B is faster",
+    }
+    return "\n".join([*text, "", f"softxent's time: {words[verdict(changes)]}"]) + "\n"
 
 
-def rows(changes: list[Change]) -> Iterator[str]:
+def table(changes: list[Change]) -> str:
     """A line each; but one for a contender of which all is missing for one reason."""
-    at_all = {change.contender: {c.verdict for c in changes if c.contender == change.contender} for change in changes}
-    said = set()
+    from tabulate import tabulate
+
+    rows, said = [], set()
     for change in changes:
-        what, case = change.verdict, str(change.case)
-        if change.note and at_all[change.contender] == {"missing"} and not change.own:
+        if change.verdict == "missing" and change.note and not change.own:
             if change.contender in said:
                 continue
             said.add(change.contender)
-            case = "every case"
-        taken = "" if change.ratio is None else f"{change.ratio:.2f}"
+        taken = "" if change.ratio is None else f"{change.ratio:.3f}"
         if change.low is not None:
-            taken += f" ({change.low:.2f} to {change.high:.2f})"
-        note = change.note.replace("|", "/")
-        yield f"| {what} | {change.contender} | {case} | {change.figure} | {taken} | {note} |"
+            taken += f" ({change.low:.3f} to {change.high:.3f})"
+        case = "every case" if change.contender in said else str(change.case)
+        rows.append([change.verdict, change.contender, case, change.figure, taken, change.note.replace("|", "/")])
+    headers = ["", "contender", "case", "figure", "B over A", ""]
+    text: str = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return text

@@ -1,4 +1,4 @@
-"""What a reader should doubt: a device that was slowed down while it was measured, and medians of turns that differ.
+"""What a reader should doubt: a device that was slowed down while it was measured, and figures that are noisy.
 
 A GPU says itself why its clocks are low (NVML's clocks event reasons). What it does not say is seen in the clocks under
 the same load, a copy, before the first case and after the last; of an idle device they mean nothing. A fall of FALL
@@ -33,13 +33,10 @@ def doubts(results: Results) -> Iterator[str]:
         if first and last and last < (1 - FALL) * first:
             yield f"{name} under load fell from {first:g} to {last:g}, by {100 * (1 - last / first):.0f} %"
     shown = [one for one in results.measurements if not (results.on_cpu and one.contender == "copy")]
-    timed = [one for one in shown if results.figures(one)]
-    noisy = sum(map(results.noisy, timed))
+    figures = [figure for one in shown if (figure := results.figure(one))]
+    noisy = sum(figure.noisy for figure in figures)
     if noisy:
-        yield (
-            f"{noisy} of {len(timed)} figures are noisy: the quartiles are further apart than {100 * NOISY:g} % of the "
-            "median, which is not printed"
-        )
+        yield f"{noisy} of {len(figures)} figures are noisy, by more than {100 * NOISY:g} %, and not shown"
 
 
 def mask_of(text: object) -> int:

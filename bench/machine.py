@@ -1,6 +1,7 @@
 """The machine that is measured: all that the suite asks of a device, so that it can be rehearsed where there is none.
 
-Cpu         a CPU's clock; no graphs
+Cpu         a CPU's clock; no graphs. Of one thread, the CPU time that it was given: on a shared machine, what the
+            neighbours took is not in it
 Cuda        a GPU's: events, CUDA graphs, its memory and clocks
 Rehearsal   a CPU that answers every call a GPU would, with what it has; its results say so
 """
@@ -10,6 +11,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +58,7 @@ class Cpu:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.name = "CPU"
+        self.name = f"CPU {cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
         self.l2_bytes = 0
         self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -65,15 +67,17 @@ class Cpu:
             "cpu": cpu_model(),
             "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
+            "clock": "CPU time" if clock() is time.process_time else "wall time",
         }
 
     def synchronize(self) -> None:
         pass
 
     def seconds(self, run: Run) -> float:
-        start = time.perf_counter()
+        now = clock()
+        start = now()
         run()
-        return time.perf_counter() - start
+        return now() - start
 
     def capture(self, run: Run) -> Run:
         raise CannotCapture("there are no graphs on a CPU")
@@ -93,6 +97,22 @@ class Cpu:
 
     def free(self) -> None:
         pass
+
+
+def clock() -> Callable[[], float]:
+    """CPU time counts all threads: of several, only the clock on the wall says how long they took."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def settle(threads: int, run: int) -> None:
+    """This process for one run: so many threads; a single one stays on one core, another core each run.
+
+    Cores differ while their neighbours are busy, by a third on the machine where this was tried.
+    """
+    torch.set_num_threads(threads)
+    if threads == 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[run % len(cores)]})
 
 
 class Rehearsal(Cpu):
@@ -202,7 +222,8 @@ def cpu_model() -> str:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:  # not Linux
         found = None
-    return found[1] if found else platform.processor() or platform.machine()
+    name = found[1] if found else platform.processor() or platform.machine()
+    return " ".join(re.sub(r"\((R|TM)\)|\bCPU\b|@.*", " ", name).split())
 
 
 CLOCKS = {

@@ -1,33 +1,32 @@
-"""Results as pictures, a row of panels for each mode and a column for each dtype: what changes with the width.
+"""Results as pictures: a panel for each dtype and mode, in it a column for each shape, the small ones first.
 
-speed-OP.png    on a GPU: the least bytes over the time, as a share of the copy's speed (bench/results.py)
-ratio-OP.png    on a CPU: the time over eager PyTorch's of the same turn, median and quartiles
-memory-OP.png   the most that a call allocates, in multiples of the logits' bytes
+speed-OP.png    on a GPU: the least bytes over the time, as a share of a large copy's speed. Higher is better
+ratio-OP.png    on a CPU: the time over eager PyTorch's in the same turns. Lower is better
+memory-OP.png   the most that a call allocates, in multiples of the logits' bytes. Lower is better
 
-A contender looks the same in each; where it has no figure, its line has a gap. The colours are those of Okabe and Ito
-(2008), which people with any colour vision can tell apart; the shapes of the points say it once more.
+In a column the contenders stand side by side, so that none hides another. A bar is a figure's noise (results.Spread);
+what the table does not show for it is not drawn. The thick grey line is the limit: what a copy would take for the least
+bytes, and of memory the results that a call must return. The colours are those of Okabe and Ito (2008), which people
+with any colour vision can tell apart; the shapes of the points say it once more.
 """
 
 import io
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 from bench.cases import SMALL, Case
-from bench.results import Measurement, Results
+from bench.results import Measurement, Results, Spread
 
-MODES = ("step", "forward")
-OURS = "#D55E00"
+MODES = {"step": "forward + backward", "forward": "forward alone"}
 # (colour, point) by name, without "-softmax"
 LOOKS = {
-    "softxent": (OURS, "o"),
-    "softxent-inplace": (OURS, "s"),
+    "softxent": ("#D55E00", "o"),
+    "softxent-inplace": ("#E69F00", "s"),
     "eager": ("#000000", "x"),
     "compile": ("#0072B2", "^"),
     "liger": ("#009E73", "v"),
-    "quack": ("#E69F00", "D"),
+    "quack": ("#7B3294", "D"),
     "flash-attn": ("#CC79A7", "P"),
     "transformer-engine": ("#56B4E9", "X"),
     "unsloth": ("#777777", "<"),
@@ -35,17 +34,15 @@ LOOKS = {
     "tutorial": ("#56B4E9", "*"),
 }
 OTHERS = ("#777777", "h")
-
-Figures = tuple[float, float, float]  # quartile, median, quartile
+LIMIT = {"color": "0.6", "linewidth": 4, "solid_capstyle": "butt", "zorder": 1}
 
 
 class Picture(NamedTuple):
     name: str
     title: str
     unit: str  # of the vertical axis
-    value: Callable[[Results, Measurement], Figures | None]
-    level: float  # a line to compare with, and what it is
-    level_is: str
+    value: Callable[[Results, Measurement], Spread | None]
+    limit: Callable[[Results, Case], float | None]
     log: bool = False
 
 
@@ -60,7 +57,7 @@ def pictures(results: Results, folder: Path, say: Callable[[str], None] = print)
     paths = []
     for picture in (RATIO if results.on_cpu else SPEED, MEMORY):
         for op in dict.fromkeys(case.op for case in results.cases()):
-            with matplotlib.rc_context({"font.size": 9}):
+            with matplotlib.rc_context({"font.size": 15}):
                 figure = draw(results, op, picture)
                 if figure is not None:
                     paths.append(folder / f"{picture.name}-{op.replace('_', '-')}.png")
@@ -73,96 +70,119 @@ def save(figure: Any, path: Path) -> None:
     from PIL import Image  # matplotlib needs it too
 
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
+    figure.savefig(drawn, dpi=100, format="png")
     Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
+
+
+Panels = dict[tuple[str, str], list[Case]]
+
+
+def panels_of(results: Results, op: str) -> Panels:
+    """By (mode, dtype): the cases of the mean, the small shapes first, then by width."""
+    cases = [case for case in results.cases() if case.op == op and case.mode in MODES and case.kind == "mean"]
+    cases.sort(key=lambda case: (not is_small(case), case.n_cols))
+    keys = [(mode, dtype) for mode in MODES for dtype in dict.fromkeys(case.dtype for case in results.cases())]
+    found = {key: [case for case in cases if (case.mode, case.dtype) == key] for key in keys}
+    return {key: of_key for key, of_key in found.items() if of_key}
+
+
+def is_small(case: Case) -> bool:
+    return (case.n_rows, case.n_cols) in SMALL
 
 
 def draw(results: Results, op: str, picture: Picture) -> Any:
     """A matplotlib figure; None where there is no figure to show."""
     from matplotlib.figure import Figure
 
-    lines = dict(lines_of(results, op, picture))
-    if not lines:
+    panels = panels_of(results, op)
+    drawn = {
+        name
+        for cases in panels.values()
+        for case in cases
+        for name, one in results.of(case).items()
+        if name != "copy" and picture.value(results, one)
+    }
+    everyone = [name for name in results.contenders if name in drawn]
+    if not everyone:
         return None
-    modes = [mode for mode in MODES if any(key[0] == mode for key in lines)]
-    dtypes = list(dict.fromkeys(key[1] for key in lines))
-    figure = Figure(figsize=(2.2 + 3.6 * len(dtypes), 1.2 + 2.6 * len(modes)), layout="constrained")
-    panels = figure.subplots(len(modes), len(dtypes), squeeze=False, sharex=True, sharey="row")
-    widths = {width for by_name in lines.values() for line in by_name.values() for width in line}
+    modes, dtypes = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    widest = max(map(len, panels.values()))
+    size = max(6.5 * len(dtypes), 0.12 * len(everyone) * widest * len(dtypes)), 1.8 + 3.6 * len(modes)
+    figure = Figure(figsize=size, layout="constrained")
+    axes_of = figure.subplots(len(modes), len(dtypes), squeeze=False, sharey="row")
+    for axes in axes_of.flat:
+        axes.set_visible(False)
     handles: dict[str, Any] = {}
-    for i, mode in enumerate(modes):
-        for j, dtype in enumerate(dtypes):
-            axes = panels[i, j]
-            axes.axhline(picture.level, color="0.6", linewidth=1, zorder=1)
-            place = axes.get_yaxis_transform()  # across in parts of the panel, up in figures
-            axes.text(
-                1, picture.level, picture.level_is, transform=place, fontsize=7, color="0.4", ha="right", va="bottom"
-            )
-            axes.set_xscale("log")
-            axes.set_xlim(min(widths) / 1.5, 1.5 * max(widths))
-            axes.set_title(f"{MODE_WORDS[mode]}, {dtype}", fontsize=9)
-            for name, line in lines.get((mode, dtype), {}).items():
-                handles[name] = plot(axes, name, line)
-            scale(axes, picture.log)
-            if i == len(modes) - 1:
-                axes.set_xlabel("width (columns of the logits)")
-            if j == 0:
-                axes.set_ylabel(picture.unit)
-    named = [name for name in results.contenders if name in handles]
-    figure.suptitle(f"{op}: {picture.title}", fontsize=11)
-    figure.legend([handles[name] for name in named], named, loc="outside right upper", frameon=False)
-    figure.supxlabel(small_print(results), fontsize=7, color="0.35")
+    for (mode, dtype), cases in panels.items():
+        axes = axes_of[modes.index(mode), dtypes.index(dtype)]
+        axes.set_visible(True)
+        axes.set_title(f"{MODES[mode]}, {dtype}", fontsize=15)
+        handles |= panel(axes, results, cases, everyone, picture)
+    for axes in axes_of[:, 0]:
+        axes.set_ylabel(picture.unit)
+    for axes in axes_of[-1]:
+        axes.set_xlabel("columns of the logits; of small batches rows x columns", fontsize=12)
+    figure.suptitle(f"{op.replace('_', '-')}: {picture.title}", fontsize=18)
+    named = [name for name in (*everyone, "limit") if name in handles]
+    figure.legend(
+        [handles[name] for name in named], named, loc="outside lower center", frameon=False, ncols=min(5, len(named)),
+        title=small_print(results), title_fontsize=11,
+    )  # fmt: skip
     return figure
 
 
-MODE_WORDS = {"step": "forward + backward", "forward": "forward alone"}
-
-
-def lines_of(
-    results: Results, op: str, picture: Picture
-) -> Iterator[tuple[tuple[str, str], dict[str, dict[int, Figures | None]]]]:
-    """By (mode, dtype), and by contender: figures by width, without the small shapes; None where there is none."""
-    found: dict[tuple[str, str], dict[str, dict[int, Figures | None]]] = {}
-    for one in results.measurements:
-        case: Case = one.case
-        if case.op != op or case.kind != "mean" or case.mode not in MODES or (case.n_rows, case.n_cols) in SMALL:
+def panel(
+    axes: Any, results: Results, cases: Sequence[Case], everyone: Sequence[str], picture: Picture
+) -> dict[str, Any]:
+    """What the legend shows, by name."""
+    handles: dict[str, Any] = {}
+    step = 0.8 / len(everyone)
+    for i, name in enumerate(everyone):
+        found = [(x, one) for x, case in enumerate(cases) if (one := results.of(case).get(name))]
+        figures = [(x, figure) for x, one in found if (figure := picture.value(results, one)) and not figure.noisy]
+        if not figures:
             continue
-        if one.contender != "copy":
-            by_name = found.setdefault((case.mode, case.dtype), {})
-            by_name.setdefault(one.contender, {})[case.n_cols] = picture.value(results, one)
-    for key, by_name in found.items():
-        drawn = {name: line for name, line in by_name.items() if any(line.values())}
-        if drawn:
-            yield key, drawn
+        places = [x - 0.4 + (i + 0.5) * step for x, _ in figures]
+        middles = [figure.middle for _, figure in figures]
+        bars = [
+            [figure.middle - figure.low for _, figure in figures],
+            [figure.high - figure.middle for _, figure in figures],
+        ]
+        colour, point = LOOKS.get(name.removesuffix("-softmax"), OTHERS)
+        handles[name] = axes.errorbar(
+            places, middles, bars, fmt=point, color=colour, markersize=8, elinewidth=1.5, markeredgewidth=1.8, zorder=3
+        )
+    for x, case in enumerate(cases):
+        limit = picture.limit(results, case)
+        if limit is not None:
+            (handles["limit"],) = axes.plot([x - 0.45, x + 0.45], [limit, limit], **LIMIT)
+    axes.set_xticks(range(len(cases)), [label(case) for case in cases], fontsize=12)
+    axes.set_xlim(-0.6, len(cases) - 0.4)
+    for x in range(1, len(cases)):
+        axes.axvline(x - 0.5, color="0.85", linewidth=2 if is_small(cases[x - 1]) and not is_small(cases[x]) else 0.6)
+    if len(cases) > 8:
+        axes.tick_params("x", rotation=45)
+    scale(axes, picture.log)
+    return handles
 
 
-def plot(axes: Any, name: str, line: dict[int, Figures | None]) -> Any:
-    """A line with bars from quartile to quartile; ours is drawn over the others. What the legend shows."""
-    widths = sorted(line)
-    low, middle, high = zip(*(line[width] or (math.nan,) * 3 for width in widths), strict=True)
-    bars = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-    ours = name.startswith("softxent")
-    colour, point = LOOKS.get(name.removesuffix("-softmax"), OTHERS)
-    return axes.errorbar(
-        widths, middle, bars,
-        color=colour, marker=point, markersize=5, label=name, zorder=4 if ours else 3, elinewidth=1,
-        linewidth=2.4 if ours else 1.2, linestyle="--" if "inplace" in name else "-", alpha=1 if ours else 0.85,
-    )  # fmt: skip
+def label(case: Case) -> str:
+    """The small shapes whole; of the others, whose rows make up as many bytes, the width."""
+    if is_small(case):
+        return f"{case.n_rows}\nx {case.n_cols}"
+    return f"{case.n_cols // 1000}k" if case.n_cols >= 10000 else str(case.n_cols)
 
 
 def scale(axes: Any, log: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    plain = FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e6 else f"{value:.0e}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="0.9", linewidth=0.6)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in range(-3, 3) for m in (1, 2, 5)]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
 
@@ -171,37 +191,34 @@ def small_print(results: Results) -> str:
     run = results.environment
     before = run.get("before", {})
     parts = [f"rehearsal, no GPU: {before.get('cpu', '')}" if results.rehearsed else results.device]
-    if results.device == "CPU":
-        parts = [f"{before.get('cpu', 'CPU')}, threads {before.get('threads', '?')}"]
-    parts += [f"{name} {run[name]}" for name in ("torch", "triton", "softxent") if run.get(name)]
-    if run.get("commit"):
-        parts.append(f"commit {run['commit']}")
+    if results.device.startswith("CPU"):
+        parts.append(f"threads {before.get('threads', '?')}, {before.get('clock', '')}")
+    parts += [f"{name} {run[name]}" for name in ("torch", "triton", "softxent", "commit") if run.get(name)]
     return ", ".join(parts)
 
 
-def share(results: Results, one: Measurement) -> Figures | None:
-    middle, taken = results.share_of_copy(one), one.median()
-    if middle is None or taken is None:
+def share(results: Results, one: Measurement) -> Spread | None:
+    """In per cent of the large copy's speed."""
+    middle, seconds = results.share_of_copy(one), results.figure(one)
+    if middle is None or seconds is None:
         return None
-    return quartiles([100 * middle * taken / turn for turn in one.turns()])
+    return Spread(*(100 * middle * seconds.middle / end for end in (seconds.high, seconds.middle, seconds.low)))
 
 
-def ratio(results: Results, one: Measurement) -> Figures | None:
-    return quartiles(results.ratios(one))
-
-
-def memory(results: Results, one: Measurement) -> Figures | None:
+def memory(results: Results, one: Measurement) -> Spread | None:
     multiple = one.peak_bytes / one.case.matrix_bytes if one.peak_bytes is not None and not one.error else None
-    return None if multiple is None else (multiple,) * 3
+    return None if multiple is None else Spread(multiple, multiple, multiple)
 
 
-def quartiles(values: list[float]) -> Figures | None:
-    if len(values) < 2:
-        return (values[0],) * 3 if values else None
-    low, _, high = quantiles(values, n=4)
-    return low, median(values), high
+def least_memory(results: Results, case: Case) -> float:
+    """The gradient, and probabilities: what is returned. What is written over the logits may take less."""
+    return (case.mode == "step") + (case.op == "softmax")
 
 
-SPEED = Picture("speed", "share of the speed of a copy", "share of the copy's GB/s (%)", share, 100, "the large copy")
-RATIO = Picture("ratio", "time over eager PyTorch's", "time / eager's time", ratio, 1, "", log=True)
-MEMORY = Picture("memory", "memory allocated by a call", "peak / bytes of the logits", memory, 1, "B")
+SPEED = Picture("speed", "share of a copy's speed, higher is better", "% of the copy's GB/s", share, lambda *_: 100.0)
+RATIO = Picture(
+    "ratio", "time over eager PyTorch's, lower is better", "time / eager's", Results.figure, Results.limit, log=True
+)
+MEMORY = Picture(
+    "memory", "memory that a call allocates, lower is better", "peak / logits' bytes", memory, least_memory
+)

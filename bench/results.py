@@ -10,7 +10,7 @@ measurements   one for each case and contender:
     contender
     error          what is wrong with its results, or what it does not do; then there is no time
     errors         largest errors against float64: loss (relative), gradient (over its largest value)
-    seconds        method -> seconds of one call, turn by turn; turn i of all contenders of a case ran together
+    seconds        method -> run -> seconds of one call, turn by turn. A run is a process of its own
     not_captured   why there is no CUDA graph
     peak_bytes     the most that a call had asked for at once, beyond its inputs
     first_seconds  the first call in the process: compiling, or reading what was compiled before
@@ -19,21 +19,33 @@ measurements   one for each case and contender:
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.cases import Case
 
-SCHEMA = 1
-NOISY = 0.5  # quartiles further apart than this share of their median: it says nothing
+SCHEMA = 2
+NOISY = 0.25  # a spread of more than this share of the figure: the figure is not shown
 EAGER = {"cross_entropy": "eager", "softmax": "eager-softmax"}  # by op
 
 
 class BadInput(Exception):
     """What the user gave cannot be used; the message is one clear line. The command ends with 2."""
+
+
+class Spread(NamedTuple):
+    """A figure and its noise: the median of the runs, the lowest and the highest; of one run, the turns' quartiles."""
+
+    low: float
+    middle: float
+    high: float
+
+    @property
+    def noisy(self) -> bool:
+        return self.high - self.low > NOISY * self.middle
 
 
 @dataclass
@@ -42,7 +54,7 @@ class Measurement:
     contender: str
     error: str | None = None
     errors: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[list[float]]] = field(default_factory=dict)
     not_captured: str | None = None
     peak_bytes: int | None = None
     first_seconds: float | None = None
@@ -57,16 +69,13 @@ class Measurement:
         """What has to be moved; of the copy, which is no contender: what it reads and writes."""
         return 2 * self.case.matrix_bytes if self.contender == "copy" else self.case.least_bytes
 
-    def turns(self, method: str | None = None) -> list[float]:
-        return self.seconds.get(method or self.method or "", [])
+    def runs(self, method: str | None = None) -> list[float]:
+        """Seconds of a call in each run: the median of its turns."""
+        return [median(turns) for turns in self.seconds.get(method or self.method or "", [])]
 
     def median(self, method: str | None = None) -> float | None:
-        turns = self.turns(method)
-        return median(turns) if turns else None
-
-    def quartiles(self, method: str | None = None) -> tuple[float, float]:
-        low, _, high = quantiles(self.turns(method), n=4)
-        return low, high
+        runs = self.runs(method)
+        return median(runs) if runs else None
 
 
 @dataclass
@@ -88,30 +97,39 @@ class Results:
     @property
     def on_cpu(self) -> bool:
         """Whether only ratios mean anything."""
-        return self.device == "CPU" or self.rehearsed
+        return self.device.startswith("CPU") or self.rehearsed
 
     def reference(self, case: Case) -> str:
         """Who is timed in the same turns, whatever else there is, and is the measure of the others."""
         return EAGER[case.op] if self.on_cpu else "copy"
 
     def ratios(self, one: Measurement, method: str | None = None) -> list[float]:
-        """Its time over the reference's of the same turn, turn by turn; none where either has no time."""
+        """Its time over the reference's, in each run; none where either has no time."""
         method = method or one.method
         reference = self.of(one.case).get(self.reference(one.case))
-        if reference is None or method is None or not reference.turns(method):
+        if reference is None or method is None:
             return []
-        return [ours / other for ours, other in zip(one.turns(method), reference.turns(method), strict=True)]
+        return [ours / other for ours, other in zip(one.runs(method), reference.runs(method), strict=False)]
 
-    def figures(self, one: Measurement) -> list[float]:
-        """What is shown of it, turn by turn: ratios on a CPU, seconds on a GPU."""
-        return self.ratios(one) if self.on_cpu else one.turns()
+    def figure(self, one: Measurement) -> Spread | None:
+        """What is shown of it, if there is anything: on a CPU the ratio to eager PyTorch's time, on a GPU seconds."""
+        values = self.ratios(one) if self.on_cpu else one.runs()
+        if not values:
+            return None
+        if len(values) > 1:
+            return Spread(min(values), median(values), max(values))
+        turns = one.seconds[one.method or ""][0]
+        if self.on_cpu:
+            reference = self.of(one.case)[self.reference(one.case)]
+            turns = [ours / other for ours, other in zip(turns, reference.seconds[one.method or ""][0], strict=True)]
+        low, _, high = quantiles(turns, n=4) if len(turns) > 1 else 3 * turns
+        return Spread(min(low, values[0]), values[0], max(high, values[0]))
 
-    def noisy(self, one: Measurement) -> bool:
-        values = self.figures(one)
-        if len(values) < 3:
-            return False
-        low, middle, high = quantiles(values, n=4)
-        return high - low > NOISY * middle
+    def limit(self, case: Case) -> float | None:
+        """The time in which a copy of the logits moves the case's least bytes, as a ratio to eager PyTorch's time."""
+        copy = self.of(case).get("copy")
+        ratios = self.ratios(copy) if copy and case.mode != "backward" else []
+        return median(ratios) * case.least_bytes / (2 * case.matrix_bytes) if ratios else None
 
     def share_of_copy(self, one: Measurement, method: str | None = None) -> float | None:
         """The least bytes of the case over its time, as a share of the copy's bytes a second."""
@@ -121,6 +139,28 @@ class Results:
         return None if taken is None or "copy" not in self.ceilings else one.least_bytes / taken / self.ceilings["copy"]
 
 
+def merged(runs: Sequence[Results]) -> Results:
+    """Several runs of the same command as one. Who was wrong in one of them has no time."""
+    first, *others = runs
+    of = {(one.case, one.contender): one for one in first.measurements}
+    for other in others:
+        for one in other.measurements:
+            whole = of.setdefault((one.case, one.contender), one)
+            if whole is one:
+                continue
+            whole.error = whole.error or one.error
+            for method, times in one.seconds.items():
+                whole.seconds.setdefault(method, []).extend(times)
+            whole.errors = {k: max(v, one.errors.get(k, v)) for k, v in whole.errors.items()}
+            whole.peak_bytes = max(filter(None, (whole.peak_bytes, one.peak_bytes)), default=whole.peak_bytes)
+    for one in of.values():
+        if one.error:
+            one.seconds, one.peak_bytes = {}, None
+    first.measurements = list(of.values())
+    first.environment["after"] = runs[-1].environment.get("after", {})
+    return first
+
+
 def save(results: Results, path: Path) -> None:
     """Whole or not at all: written beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +168,9 @@ def save(results: Results, path: Path) -> None:
     content = asdict(results)
     for one in content["measurements"]:
         one["case"] = one["case"]._asdict()
-        one["seconds"] = {name: [float(f"{t:.5g}") for t in turns] for name, turns in one["seconds"].items()}
+        one["seconds"] = {
+            method: [[float(f"{t:.5g}") for t in turns] for turns in runs] for method, runs in one["seconds"].items()
+        }
     partial.write_text("".join(_lines(content)))
     os.replace(partial, path)
 
@@ -159,18 +201,10 @@ def load(path: Path) -> Results:
             Measurement(**{**{key: one[key] for key in names}, "case": Case(**one["case"])})
             for one in content["measurements"]
         ]
-        _check_times(content["measurements"])
+        for one in content["measurements"]:
+            times = [t for runs in one.seconds.values() for turns in runs for t in turns]
+            if not all(isinstance(t, int | float) and 0 < t < math.inf for t in times):
+                raise ValueError(f"times of {one.contender} at {one.case} are not positive numbers")
         return Results(**content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged: {type(error).__name__}: {error}") from None
-
-
-def _check_times(measurements: list[Measurement]) -> None:
-    """What is divided, turn by turn."""
-    turns: dict[tuple[Case, str], int] = {}
-    for one in measurements:
-        for method, times in one.seconds.items():
-            if not all(isinstance(t, int | float) and 0 < t < math.inf for t in times):
-                raise ValueError(f"times of {one.contender} at {one.case} are not positive numbers")
-            if turns.setdefault((one.case, method), len(times)) != len(times):
-                raise ValueError(f"{one.contender} has other turns than the others at {one.case}")

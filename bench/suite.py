@@ -22,6 +22,7 @@ from bench.timing import Timed, contest, sets_of
 from bench.work import Run, Work
 
 CEILING_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}  # of the copy that is the machine's limit
+ROOT = Path(__file__).parents[1]
 SEED = 0
 LOST = "the device was lost"
 DOES_NOT = "does not do it"  # an option that a contender has not, which is no mistake
@@ -62,7 +63,7 @@ def run(
     seconds: float,
     say: Callable[[str], None],
     deadline: float = float("inf"),
-    first: Mapping[tuple[str, str], float] | None = None,
+    first: Mapping[str, float] | None = None,
 ) -> list[Case]:
     """Fills `found`, and the file at `path`, case by case. The cases that were left when the time was up.
 
@@ -72,11 +73,14 @@ def run(
     Lost where the device no longer answers; what was measured is in the file, with who was at work then.
     """
     available = load_all(found, machine)
-    measure_ceiling(machine, found)
-    if "under_load" not in found.environment:
-        found.environment["under_load"] = loaded(machine)
+    if machine.graphs:  # on a CPU there are ratios alone
+        measure_ceiling(machine, found)
+        if "under_load" not in found.environment:
+            found.environment["under_load"] = loaded(machine)
     remaining = [case for case in cases if unmeasured(case, available, found)]
     left: list[Case] = []
+    if remaining:
+        say(LEGEND[found.on_cpu])
     expected = 0.0  # seconds of the next case: as the last, and one that took long is forgotten by and by
     for i, case in enumerate(remaining):
         start = time.monotonic()
@@ -99,14 +103,15 @@ def run(
         machine.free()
         if first is not None:
             for one in measured:
-                one.first_seconds = first.get((str(case), one.contender))
+                one.first_seconds = first.get(f"{one.contender} at {case}")
         found.measurements += measured
-        say(line(case, measured, found))
+        say(line(case, found))
         if path is not None:
             results.save(found, path)
         expected = max(time.monotonic() - start, expected / 2)
-    measure_ceiling(machine, found)
-    found.environment["under_load_after"] = loaded(machine)
+    if machine.graphs:
+        measure_ceiling(machine, found)
+        found.environment["under_load_after"] = loaded(machine)
     found.environment["after"] = machine.describe()
     if path is not None:
         results.save(found, path)
@@ -246,22 +251,37 @@ def loaded(machine: Machine) -> dict[str, object]:
     return described
 
 
-def line(case: Case, measured: list[Measurement], found: Results) -> str:
-    """A case in a line, as it is done."""
-    base = next((one.median() for one in measured if one.contender.startswith("eager")), None)
+LEGEND = {
+    True: "Each figure: time over eager PyTorch's in the same turns (quartiles of the turns). Lower is better. The "
+    "limit is the time in which a copy of the logits moves the least bytes of the case.",
+    False: "Each figure: the least bytes of the case over the time, as a share of a large copy's GB/s (quartiles of "
+    "the turns). Higher is better, and 100 % the limit of what reads as much as it writes.",
+}
+
+
+def line(case: Case, found: Results) -> str:
+    """A case in a line, as it is done: figures with their unit, their noise and their limit."""
     cells = []
-    for one in measured:
-        taken = one.median()
+    for name, one in found.of(case).items():
+        figure, share = found.figure(one), found.share_of_copy(one)
         if one.error:
-            cells.append(f"{one.contender}: {one.error}")
-        elif taken is not None and found.device != "CPU" and not found.rehearsed:
-            cells.append(f"{one.contender} {100 * (found.share_of_copy(one) or 0):.0f} %")
-        elif taken is not None and base is not None:
-            cells.append(f"{one.contender} {taken / base:.2f}")
+            cells.append(f"{name}: {one.error}")
+        elif name == "copy" or figure is None or (not found.on_cpu and share is None):
+            continue
+        elif figure.noisy:
+            cells.append(f"{name} noisy")
+        elif found.on_cpu:
+            cells.append(f"{name} {figure.middle:.2f} x ({figure.low:.2f}-{figure.high:.2f})")
+        else:
+            low, high = (100 * (share or 0) * figure.middle / end for end in (figure.high, figure.low))
+            cells.append(f"{name} {100 * (share or 0):.0f} % ({low:.0f}-{high:.0f})")
+    if found.on_cpu and (limit := found.limit(case)):
+        cells.append(f"limit {limit:.2f} x")
     return f"{case}: {', '.join(cells)}"
 
 
-def environment(machine: Machine) -> dict[str, object]:
+def environment(machine: Machine, checkout: Path = ROOT) -> dict[str, object]:
+    """Of a run with the package of that checkout."""
     try:
         import triton
 
@@ -270,8 +290,8 @@ def environment(machine: Machine) -> dict[str, object]:
         triton_version = None
     return {
         "softxent": softxent.__version__,
-        "commit": commit(),
-        "sources": sources(),
+        "commit": commit(checkout),
+        "sources": sources(checkout),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton_version,
@@ -282,22 +302,21 @@ def environment(machine: Machine) -> dict[str, object]:
     }
 
 
-def sources() -> str:
+def sources(checkout: Path) -> str:
     """A hash of the code that is measured, and of that which measures: results of other code are not gone on with."""
-    root, found = Path(__file__).parents[1], hashlib.sha256()
-    for folder in ("kernels", "bench", "tests"):
-        for path in sorted((root / folder).rglob("*.py")):
-            found.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    found = hashlib.sha256()
+    for folder in (checkout / "kernels", ROOT / "bench", ROOT / "tests"):
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{path.relative_to(folder.parent)} ".encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def commit() -> str | None:
-    """Of the checkout; with "+" where files have been changed since."""
-    here = Path(__file__).parents[1]
+def commit(checkout: Path) -> str | None:
+    """With "+" where files have been changed since."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=20, check=True,
+            cwd=checkout, capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):  # no git, or no repository
         return None

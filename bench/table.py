@@ -1,24 +1,27 @@
 """Results as Markdown: who ran on what, and a table for each kind of work, a row a shape and a column a contender.
 
 On a GPU, a contender's speed is GB/s = the least bytes that the work must move / median time, whatever the contender
-moves, and its share of the GB/s of a large copy in the same run. On a CPU it is the median ratio to eager PyTorch's
-time of the same turn. Both have quartiles. Words that would make a column wide stand below the table.
+moves, and its share of the GB/s of a large copy in the same run. On a CPU it is the ratio to eager PyTorch's time in
+the same turns, and the limit that of a copy that moves the least bytes. Both have their noise (results.Spread). Words
+that would make a column wide stand below the table.
 """
 
 from collections.abc import Iterable, Iterator
-from statistics import median, quantiles
 
 from bench.cases import Case
 from bench.doubts import doubts
-from bench.results import Measurement, Results
+from bench.results import NOISY, Measurement, Results
 
 LEGEND = {
-    "CPU": "Each figure is the time over eager PyTorch's of the same turn: median (quartiles). Below it, peak memory.",
-    "GPU": "Each cell: **share of the large copy's GB/s** (quartiles), GB/s, peak memory; then the time of a call with "
-    "the host's launches, and the first call. Share and GB/s are those of a CUDA graph, of the bytes named at each "
-    "table; the column copy is a copy of just the case's logits, of the bytes that it reads and writes.",
+    "CPU": "Each figure is a time over eager PyTorch's in the same turns, lower is better: **the median of the runs** "
+    "(lowest-highest); below it, peak memory. A run is a process of its own. The limit is a copy of the logits, for "
+    "the least bytes of the case.",
+    "GPU": "Each cell: **share of the large copy's GB/s**, higher is better (quartiles of the turns), GB/s, peak "
+    "memory; then the time of a call with the host's launches, and the first call. Share and GB/s are those of a CUDA "
+    "graph, of the bytes named at each table; the column copy is a copy of just the case's logits, of the bytes that "
+    "it reads and writes.",
 }
-WRONG, NO_TIME, NOISY = "no time", "-", "noisy"
+NO_TIME, WRONG, HIDDEN = "-", "no time", "noisy"
 
 
 def table(results: Results) -> str:
@@ -63,6 +66,7 @@ def header(results: Results) -> Iterator[str]:
     yield from (f"* **doubtful**: {text}" for text in doubts(results))
     yield ""
     yield LEGEND["CPU" if results.on_cpu else "GPU"]
+    yield f"Noisy: the figures in brackets are further apart than {100 * NOISY:g} % of the one between them."
     yield "B is the logits' bytes. Memory is what is allocated during a call, at its peak: its result, not its inputs."
 
 
@@ -78,8 +82,9 @@ def one_table(results: Results, cases: list[Case]) -> Iterator[str]:
     measured = {case: results.of(case) for case in cases}
     everyone = [name for name in results.contenders if any(name in of_case for of_case in measured.values())]
     columns = [name for name in everyone if not all(undone(measured[case].get(name)) for case in cases)]
-    if not results.on_cpu and any("copy" in of_case for of_case in measured.values()):
-        columns.append("copy")
+    last = "limit" if results.on_cpu else "copy"
+    if any("copy" in of_case for of_case in measured.values()) and (not results.on_cpu or case.mode != "backward"):
+        columns.append(last)
     notes = Notes()
     yield f"## {case.op} {case.mode}, {case.dtype}" + ("" if case.kind == "mean" else f", {case.kind}")
     yield ""
@@ -116,30 +121,31 @@ class Notes:
 
 
 def cell(results: Results, case: Case, name: str, one: Measurement | None, notes: Notes) -> str:
+    if name == "limit":
+        limit = results.limit(case)
+        return "" if limit is None else f"{limit:.2f}"
     if one is None:
         return ""
     if one.error:
         return (NO_TIME if undone(one) else WRONG) + notes.mark(f"{name}: {one.error}")
     memory = "" if one.peak_bytes is None else f"{one.peak_bytes / case.matrix_bytes:.2f} B"
+    figure = results.figure(one)
+    if figure is None:
+        why = f"there is no time of {results.reference(case)} to compare with"
+        return lines(NO_TIME + (notes.mark(why) if results.on_cpu else ""), memory)
     if results.on_cpu:
-        ratios = results.ratios(one)
-        if name == results.reference(case) and ratios:
+        if name == results.reference(case):
             return lines("1", memory)
-        why = "" if ratios else notes.mark(f"there is no time of {results.reference(case)} to compare with")
-        middle = NOISY if results.noisy(one) else f"**{median(ratios):.2f}**" if ratios else ""
-        return lines(f"{middle} ({spread(ratios, 2)})" if ratios else NO_TIME + why, memory)
-    share, taken = results.share_of_copy(one), one.median()
-    if taken is None:
-        return NO_TIME
+        shown = HIDDEN if figure.noisy else f"**{figure.middle:.2f}**"
+        return lines(f"{shown} ({figure.low:.2f}-{figure.high:.2f})", memory)
+    share, taken, by_calls = results.share_of_copy(one), figure.middle, one.median("calls")
     if share is None:  # backward alone: what was made in forward is only handed over
-        return lines(NOISY if results.noisy(one) else f"**{time_of(taken)}**", memory)
+        return lines(HIDDEN if figure.noisy else f"**{time_of(taken)}**", memory)
     mark = notes.mark(f"no CUDA graph: {one.not_captured}") if one.method == "calls" and one.not_captured else ""
-    shares = [100 * share * taken / turn for turn in one.turns()]
-    by_calls = one.median("calls")
-    noisy = results.noisy(one)
+    low, high = (100 * share * taken / end for end in (figure.high, figure.low))
     return lines(
-        (NOISY if noisy else f"**{100 * share:.0f} %**") + f" ({spread(shares, 0)}){mark}",
-        ", ".join(filter(None, ["" if noisy else f"{one.least_bytes / taken / 1e9:.0f} GB/s", memory])),
+        (HIDDEN if figure.noisy else f"**{100 * share:.0f} %**") + f" ({low:.0f}-{high:.0f}){mark}",
+        ", ".join(filter(None, ["" if figure.noisy else f"{one.least_bytes / taken / 1e9:.0f} GB/s", memory])),
         ", ".join(time_of(t) for t in (by_calls, one.first_seconds) if t is not None),
     )
 
@@ -155,14 +161,6 @@ def formula(case: Case) -> str:
     targets = "B targets" if case.kind == "soft" else "8 n_rows targets"
     again = f" + {logits} again" if case.kind == "scaled" and case.mode == "step" else ""
     return f"{logits} + {targets}{again}" + ("" if case.mode == "forward" else " + B gradient")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The quartiles."""
-    if len(values) < 2:
-        return "one turn"
-    low, _, high = quantiles(values, n=4)
-    return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def time_of(seconds: float) -> str:

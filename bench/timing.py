@@ -20,6 +20,7 @@ from bench.work import Run, Work, restore
 
 MOST_SETS = 128  # of inputs: the smallest, as 256 x 10, stay in the cache nevertheless
 FEWEST, MOST = 7, 50  # turns
+TURN = 0.01  # seconds of a CPU's
 LONG, FEW = 0.5, 3  # seconds of a turn that is too long for so many, and how many of it
 
 
@@ -34,7 +35,7 @@ class Contestant:
 
 @dataclass
 class Timed:
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # of one call, turn by turn, by method
+    seconds: dict[str, list[list[float]]] = field(default_factory=dict)  # as Measurement's, of one run
     not_captured: str | None = None  # why there is no graph
 
 
@@ -58,26 +59,28 @@ def contest(
     if machine.graphs:
         ready = {}
         for name, work in works.items():
-            if work.case.mode == "backward":  # its forward is outside, on another stream
-                found[name].not_captured = "backward alone is timed by calls"
-                continue
             try:
-                graph = machine.capture(partial(each, work, sets))
+                ready[name] = by_graph(work, sets, given, machine)
             except CannotCapture as error:
                 found[name].not_captured = str(error)
-            else:
-                ready[name] = Contestant(partial(restored, sets, given), graph, len(sets))
         if copy and ready:
             ready["copy"] = Contestant(nothing, machine.capture(copy), len(sets))
         for name, times in in_turns(ready, machine, seconds).items():
-            found[name].seconds["graph"] = times
+            found[name].seconds["graph"] = [times]
         ready.clear()
     ready = {name: by_calls(work, sets, given, machine) for name, work in works.items()}
     if copy:
         ready["copy"] = Contestant(nothing, copy, len(sets))
     for name, times in in_turns(ready, machine, seconds).items():
-        found[name].seconds["calls"] = times
+        found[name].seconds["calls"] = [times]
     return found
+
+
+def by_graph(work: Work, sets: Sequence[Inputs], given: Sequence[Tensor], machine: Machine) -> Contestant:
+    """Raises CannotCapture."""
+    if work.case.mode == "backward":  # its forward is outside, on another stream
+        raise CannotCapture("backward alone is timed by calls")
+    return Contestant(partial(restored, sets, given), machine.capture(partial(each, work, sets)), len(sets))
 
 
 def by_calls(work: Work, sets: Sequence[Inputs], given: Sequence[Tensor], machine: Machine) -> Contestant:
@@ -95,7 +98,7 @@ def by_calls(work: Work, sets: Sequence[Inputs], given: Sequence[Tensor], machin
 
         return Contestant(before, run, len(sets))
     once = min(machine.seconds(partial(work.once, sets[0])) for _ in range(5))  # one may be late
-    calls = max(1, min(1000, int(0.01 / max(once, 1e-6))))
+    calls = max(1, min(1000, int(TURN / max(once, 1e-6))))
     return Contestant(nothing, partial(repeat, partial(work.once, sets[0]), calls), calls)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bench.cases import Case
-from bench.results import Measurement, Results
+from bench.results import Measurement, Results, merged
 
 CASES = tuple(
     Case("cross_entropy", n_rows, n_cols, dtype, mode)
@@ -14,6 +14,7 @@ CASES = tuple(
 SPEED = {"softxent": 1.0, "softxent-inplace": 0.9, "eager": 2.1, "quack": 1.3, "copy": 0.8}
 NOISE = {"cuda": 0.004, "cpu": 0.015}  # of each contender for itself
 COMMON = {"cuda": 0.1, "cpu": 0.3}  # of the machine
+BETWEEN = {"cuda": 0.002, "cpu": 0.01}  # runs
 HOST = 2e-5  # seconds of a call's launches on a GPU
 
 
@@ -25,11 +26,17 @@ def bursts(rng: np.random.Generator, n: int, size: float) -> np.ndarray:
     return noise
 
 
-def made_results(seed: int, device: str = "cpu", n_turns: int = 50, cases: tuple[Case, ...] = CASES) -> Results:
-    """In each turn, all contenders share the machine's noise; one in twenty is late by itself."""
-    rng = np.random.default_rng(seed)
+def made_results(
+    seed: int, device: str = "cpu", n_turns: int = 50, cases: tuple[Case, ...] = CASES, n_runs: int | None = None
+) -> Results:
+    """In each turn, all contenders share the machine's noise; one in twenty is late by itself. A GPU's is one run."""
+    n_runs = n_runs or (5 if device == "cpu" else 1)
+    return merged([one_run(np.random.default_rng((seed, i)), device, n_turns, cases) for i in range(n_runs)])
+
+
+def one_run(rng: np.random.Generator, device: str, n_turns: int, cases: tuple[Case, ...]) -> Results:
     before = {"cpu": "a CPU", "threads": 1} if device == "cpu" else {"gpu": "a GPU", "clock_mhz": "1980"}
-    results = Results("CPU" if device == "cpu" else "A GPU", {"commit": "abc", "torch": "2.13.0", "before": before})
+    results = Results("CPU a" if device == "cpu" else "A GPU", {"commit": "abc", "torch": "2.13.0", "before": before})
     results.contenders = {name: {"version": "1.0"} for name in SPEED if name != "copy"}
     results.contenders["unsloth"] = {"unavailable": "not installed"}
     results.ceilings = {"copy": 3e12}
@@ -39,11 +46,11 @@ def made_results(seed: int, device: str = "cpu", n_turns: int = 50, cases: tuple
         common = np.exp(bursts(rng, n_turns, COMMON[device]))
         for name, speed in SPEED.items():
             late = np.where(rng.random(n_turns) < 0.05, 1 + rng.exponential(1, n_turns), 1)
-            own = np.exp(bursts(rng, n_turns, NOISE[device]))
+            own = np.exp(bursts(rng, n_turns, NOISE[device]) + rng.normal(0, BETWEEN[device]))
             times[name] = (least * speed * common * own * late).tolist()
         for name, turns in times.items():
             host = HOST * np.exp(bursts(rng, n_turns, NOISE["cpu"]))
-            seconds = {"calls": turns} if device == "cpu" else {"graph": turns, "calls": (turns + host).tolist()}
+            seconds = {"calls": [turns]} if device == "cpu" else {"graph": [turns], "calls": [(turns + host).tolist()]}
             if name == "softxent-inplace" and case.mode == "forward":
                 results.measurements.append(Measurement(case, name, error="does not do it: there is no gradient"))
                 continue

@@ -11,28 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu
+from bench import command, gpu
 from bench.command import main
+from bench.machine import Cpu
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-SMALL = [
-    "--contenders",
-    "softxent,eager",
-    "--widths",
-    "10",
-    "--dtypes",
-    "float32",
-    "--size",
-    "0.02",
-    "--seconds",
-    "0.02",
-]
+SMALL = "--contenders softxent,eager --widths 10 --dtypes float32 --size 0.02 --seconds 0.02".split()
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
 
 
 def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
@@ -45,8 +35,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
         (["cpu", "--widths", "0"], "unknown width '0'"),
         (["cpu", "--dtypes", "int8"], "unknown dtype 'int8'"),
         (["cpu", "--seconds", "-1"], "'-1' is not a positive number"),
+        (["cpu", "--runs", "0"], "'0' is not a number from 1 on"),
         (["cpu", "--out", tmp_path / "file"], "file cannot be written"),
-        (["compare", other, other], "has schema 99; this suite reads schema 1"),
+        (["compare", other, other], "has schema 99; this suite reads schema 2"),
         (["compare", tmp_path / "none.json", other], "none.json: No such file"),
         (["show", tmp_path / "file"], "is not JSON"),
         (["gpu", "--out", tmp_path / "gpu"], "there is no GPU here"),
@@ -64,30 +55,58 @@ def in_process(arguments: Sequence[object]) -> tuple[int, str]:
         return main(list(map(str, arguments))), said.getvalue()
 
 
-def test_a_cpu_is_measured_shown_and_compared(tmp_path: Path) -> None:
-    done = bench("cpu", "--out", tmp_path, *SMALL)
+def test_a_cpu_is_measured_shown_compared_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    done = bench("cpu", "--out", out, *SMALL, "--runs", 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    content = json.loads((tmp_path / "results.json").read_text())
-    assert content["device"] == "CPU" and content["environment"]["before"]["cpu"]
+    content = json.loads((out / "results.json").read_text())
+    assert content["device"].startswith("CPU ") and content["environment"]["before"]["clock"] == "CPU time"
     assert {one["contender"] for one in content["measurements"]} == {"softxent", "eager", "copy"}
-    assert all(one["error"] is None for one in content["measurements"])
-    table = (tmp_path / "table.md").read_text()
-    assert "256 x 10" in table
-    assert "table.md" in done.stdout
-    assert in_process(["compare", tmp_path / "results.json", tmp_path / "results.json"]) == (0, "")
+    assert all(one["error"] is None and len(one["seconds"]["calls"]) == 2 for one in content["measurements"])
+    assert "| 256 x 10 | " in (out / "table.md").read_text()
+    step = next(line for line in done.stdout.splitlines() if line.startswith("cross_entropy step 256 x 10"))
+    assert " x (" in step or "noisy" in step
+    assert "limit" in step and "Lower is better" in done.stdout
+    files = {"results.json", "table.md", "ratio-cross-entropy.png", "memory-cross-entropy.png"}
+    assert {path.name for path in out.iterdir()} == files, "the runs are merged"
+    assert in_process(["compare", out / "results.json", out / "results.json"]) == (0, "")
+
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    given = command.parser().parse_args(["cpu", "--publish"])
+    for word in ("new", "replaced"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            command.finished(given, out, Cpu())
+        assert said.getvalue().count(f"{word}: ") == len(files)
+    (folder,) = (tmp_path / "results").iterdir()
+    assert folder.name.startswith("cpu-") and {path.name for path in folder.iterdir()} == files
+
+
+def test_what_git_keeps_is_not_written_unless_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    status, line = in_process(["cpu", "--out", tmp_path / "cpu"])
+    assert status == 2 and "--publish" in line and not (tmp_path / "cpu").exists()
+
+
+def test_help_says_what_is_measured_and_how() -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        main(["--help"])
+    for words in ("against float64 first", "take turns", "noise", "the limit", "--publish", "compare --run"):
+        assert words in " ".join(said.getvalue().split())
 
 
 def test_a_gpu_is_rehearsed_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First with no time at all, then with enough: the second finds the first's files."""
-    rehearsal = ["gpu", "--rehearse", "--no-tests", "--parts", 2, "--out", tmp_path, *SMALL, "--minutes"]
+    rehearsal = ["gpu", "--rehearse", "--out", tmp_path, *SMALL, "--minutes"]
     monkeypatch.setattr(gpu, "cached_in_one_place", lambda name: None)  # it would stay so for other tests
     assert in_process([*rehearsal, 0.001]) == (3, "")
     summary = (tmp_path / "summary.md").read_text()
     assert "a rehearsal on a CPU" in summary
     assert "0 cases measured" in summary and "run the same command again" in summary
 
-    done = bench(*rehearsal, 5)
+    done = bench(*rehearsal, 9)
     summary = (tmp_path / "summary.md").read_text()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on with" in done.stdout and ", 0 left" in summary

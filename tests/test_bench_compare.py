@@ -1,83 +1,127 @@
-"""Two runs side by side: what is slower is found, and noise is not."""
+"""Two versions side by side: what is slower is found, noise is not, and what is not known is not claimed."""
 
 import dataclasses
-import json
 import math
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from bench import contenders, machine, results, suite
+from bench import paired, results
 from bench.cases import Case
 from bench.command import main
-from bench.compare import TOLERANCE, Change, compare, regressed, report, student, verdict
-from bench.contenders import Contender
+from bench.compare import Change, check_comparable, compare, interval, judge, regressed, report, verdict
 from bench.results import BadInput, Measurement, Results
-from bench.work import Run
 from made_results import CASES, made_results
+
+CASE = CASES[0]
 
 
 def slowed(found: Results, factor: float, contender: str = "softxent", *cases: Case) -> Results:
     for one in found.measurements:
         if one.contender == contender and one.case in (cases or CASES):
-            one.seconds = {method: [factor * t for t in turns] for method, turns in one.seconds.items()}
+            one.seconds = {
+                method: [[factor * t for t in turns] for turns in runs] for method, runs in one.seconds.items()
+            }
     return found
 
 
-def verdicts(changes: list[Change], contender: str = "softxent", figure: str = "") -> dict[Case, str]:
-    """Of the kernels' time, unless told: a GPU's graph, or else calls."""
-    figure = figure or ("graph" if any(change.figure == "graph" for change in changes) else "calls")
-    of_contender = [change for change in changes if change.contender == contender]
-    return {change.case: change.verdict for change in of_contender if change.figure in (figure, "")}
+def verdicts(changes: list[Change], contender: str = "softxent", figure: str = "calls") -> dict[Case, str]:
+    return {c.case: c.verdict for c in changes if c.contender == contender and c.figure in (figure, "")}
 
 
-def measurement(found: Results, contender: str, case: Case = CASES[0]) -> Measurement:
+def measurement(found: Results, contender: str, case: Case = CASE) -> Measurement:
     return found.of(case)[contender]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_planted_slowdown_is_found_wherever_it_is_planted(device: str) -> None:
-    for seed in range(5):
-        a, b = made_results(seed, device), slowed(made_results(seed + 1000, device), 1.2)
-        changes = compare(a, b)
-        assert set(verdicts(changes).values()) == {"slower"}
-        assert len(verdicts(changes)) == len(CASES)
-        assert regressed(changes)
+def line(*cells: object) -> str:
+    """Of a table in a report, without the spaces that align it."""
+    return "|".join(map(str, cells))
+
+
+def told(changes: list[Change], a: Results, b: Results, full: bool = False) -> str:
+    text = report(changes, a, b, full=full)
+    return "\n".join("|".join(cell.strip() for cell in row.split("|")).strip("|") for row in text.splitlines())
+
+
+def test_a_planted_slowdown_is_found_and_the_same_code_is_no_slower() -> None:
+    """All intervals hold together at 95 %: of 20 comparisons some two may err. Or it is too noisy to tell."""
+    wrong = known = 0
+    for seed in range(20):
+        a, b = (made_results(seed + offset, n_turns=20, n_runs=10) for offset in (0, 1000))
+        same = list(verdicts(compare(a, b)).values())
+        slower = list(verdicts(compare(a, slowed(b, 1.2))).values())
+        wrong += not set(same) <= {"no slower", "too noisy"} or not set(slower) <= {"slower", "too noisy"}
+        known += same.count("no slower") + slower.count("slower")
+    assert wrong <= 2 and known > 0.4 * 20 * 2 * len(CASES)
 
 
 def test_it_is_found_in_one_case_among_others() -> None:
     for i, case in enumerate(CASES):
-        changes = compare(made_results(i, "cuda"), slowed(made_results(i + 1000, "cuda"), 1.2, "softxent", case))
+        changes = compare(made_results(i), slowed(made_results(i + 1000), 1.3, "softxent", case))
         found = verdicts(changes)
-        assert found.pop(case) == "slower"
-        assert "slower" not in found.values()
+        assert found.pop(case) == "slower" and "slower" not in found.values()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_two_runs_of_the_same_code_pass(device: str) -> None:
-    """With the tolerance all; without, at 99 % for all intervals together, of 50 comparisons hardly one may fail."""
-    failed = 0
-    for seed in range(50):
-        changes = compare(made_results(seed, device), made_results(seed + 1000, device), 0.0)
-        failed += regressed(changes)
-        timed = [change for change in changes if change.low is not None]
-        assert len(timed) >= 20 and "slower" not in {verdict(change, TOLERANCE[change.figure]) for change in timed}
-    assert failed <= 2
-    for seed in range(5):
-        assert not regressed(compare(made_results(seed, device), made_results(seed + 1000, device)), everyone=True)
+def test_side_by_side_takes_the_differences_of_a_run() -> None:
+    """Machines that drift from run to run, by far more than the change."""
+    drift = [2.0**i for i in range(6)]
+    noise = [1.001, 0.999, 1.002, 0.998, 1.0, 1.0]
+    slower = [1.1 * t * e for t, e in zip(drift, noise, strict=True)]
+    change = Change(CASE, "softxent", "too noisy")
+    judge(change, drift, slower, 1, 0.05, paired=True)
+    assert change.verdict == "slower" and change.ratio == pytest.approx(1.1, rel=1e-3)
+    unpaired = Change(CASE, "softxent", "too noisy")
+    judge(unpaired, drift, slower, 1, 0.05, paired=False)
+    assert unpaired.verdict == "too noisy"
 
 
-def test_the_interval_covers_the_change_and_its_estimate() -> None:
-    for change in compare(made_results(0), slowed(made_results(1), 1.2)):
-        if change.contender == "softxent" and change.figure != "memory":
-            assert change.low is not None and change.ratio is not None and change.high is not None
-            assert change.low < 1.2 < change.high
-            assert change.low < change.ratio < change.high
+@pytest.mark.parametrize("pairs", [True, False])
+def test_the_interval_holds_as_often_as_it_says(pairs: bool) -> None:
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(1000):
+        a, b = np.exp(rng.normal(0, 0.02, (2, 6)))
+        low, high = interval(a.tolist(), (1.1 * b).tolist(), 0.9, pairs)
+        missed += not low < 1.1 < high
+    assert 40 <= missed <= 130, "of 1000 intervals at 90 %; that of files is on the safe side"
+
+
+def test_more_intervals_are_wider_ones() -> None:
+    alone, among = (Change(CASE, "softxent", "") for _ in range(2))
+    for change, n in ((alone, 1), (among, 50)):
+        judge(change, [1.0, 1.01, 0.99], [1.0, 1.02, 1.01], n, 0.05, paired=False)
+    assert among.high and alone.high and among.high > alone.high > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (1.01, 1.04, "no slower"),
+        (1.01, 1.06, "slower"),
+        (0.99, 1.06, "too noisy"),
+        (0.94, 1.04, "no slower"),
+        (0.94, 0.99, "faster"),
+        (0.96, 0.99, "no slower"),
+        (0.8, 1.2, "too noisy"),
+    ],
+)
+def test_verdicts_say_what_the_interval_says(
+    low: float, high: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["bench.compare"], "interval", lambda *_: (low, high))
+    change = Change(CASE, "softxent", "too noisy")
+    judge(change, [1, 1], [1, 1], 1, 0.05, paired=True)
+    assert change.verdict == word == verdict([change])
+
+
+def test_one_run_has_no_verdict() -> None:
+    a, b = made_results(0, "cuda"), slowed(made_results(1, "cuda"), 1.5)
+    changes = compare(a, b)
+    assert set(verdicts(changes, figure="graph").values()) == {"too noisy"} and not regressed(changes)
+    assert "what differs between runs is not known" in report(changes, a, b)
+    assert report(changes, a, b).endswith("too noisy to tell; more --runs, or a quieter machine\n")
 
 
 def test_what_slows_the_whole_turn_is_no_regression() -> None:
@@ -89,92 +133,26 @@ def test_what_slows_the_whole_turn_is_no_regression() -> None:
 
 def test_an_improvement_is_no_regression() -> None:
     changes = compare(made_results(0), slowed(made_results(1), 0.7))
-    assert set(verdicts(changes).values()) == {"faster"}
-    assert not regressed(changes)
-
-
-def test_the_number_of_turns_may_differ() -> None:
-    a, b = made_results(0, n_turns=50), made_results(1, n_turns=21)
-    assert not regressed(compare(a, b))
-    assert regressed(compare(a, slowed(b, 1.6)))
-
-
-def test_too_much_noise_is_said_and_is_no_regression() -> None:
-    a, b = made_results(0, n_turns=7), made_results(1, n_turns=7)
-    for i, one in enumerate(b.measurements):
-        one.seconds = {method: [t * (1 + (i + k) % 3) for k, t in enumerate(ts)] for method, ts in one.seconds.items()}
-    changes = compare(a, b)
-    assert "unclear" in verdicts(changes).values()
-    assert not regressed(changes)
+    assert set(verdicts(changes).values()) == {"faster"} and not regressed(changes)
 
 
 def test_the_tolerance_is_the_callers_to_choose() -> None:
-    a, b = made_results(0), slowed(made_results(1), 1.2)
-    assert not regressed(compare(a, b, tolerance=0.5))
-    assert "50 %" in report(compare(a, b, tolerance=0.5), a, b, tolerance=0.5)
+    a, b = made_results(0), slowed(made_results(1), 1.3)
+    changes = compare(a, b, 1.0)
+    assert not regressed(changes) and "100 %" in report(changes, a, b, 1.0)
 
 
-def test_a_new_error_is_a_regression() -> None:
-    b = made_results(1)
+def test_errors_are_changes_of_their_own() -> None:
+    a, b = made_results(0), made_results(1)
     broken = measurement(b, "softxent")
-    broken.error, broken.seconds = "the loss is 3 where 2 is right", {}
-    changes = compare(made_results(0), b)
-    assert verdicts(changes)[CASES[0]] == "broken"
-    assert regressed(changes)
-    assert "the loss is 3 where 2 is right" in report(changes, made_results(0), b)
-    assert not regressed(compare(b, made_results(0)))
-    assert verdicts(compare(b, made_results(0)))[CASES[0]] == "mended"
-
-
-def test_an_error_in_both_is_no_change() -> None:
-    changes = compare(made_results(0), made_results(1))
-    forward = {change for change in changes if change.contender == "softxent-inplace" and change.case.mode == "forward"}
-    assert not forward
-
-
-def test_what_the_host_became_slower_by_is_found_where_the_kernels_did_not() -> None:
-    for seed in range(5):
-        b = made_results(seed + 1000, "cuda")
-        for one in b.measurements:
-            if one.contender == "softxent":
-                one.seconds["calls"] = [1.2 * t for t in one.seconds["calls"]]
-        changes = compare(made_results(seed, "cuda"), b)
-        assert set(verdicts(changes, figure="calls").values()) == {"slower"}
-        assert set(verdicts(changes, figure="graph").values()) == {"no slower"}
-        assert regressed(changes)
-        assert f"| slower | softxent | {CASES[0]} | calls | 1." in report(changes, b, b)
-
-
-def test_calls_beside_other_processors_are_left_out() -> None:
-    a, b = made_results(0, "cuda"), other_cpu(slowed(made_results(1, "cuda"), 1.2))
+    broken.error, broken.seconds = "the loss is 3 where 2 | 1 is right", {}
     changes = compare(a, b)
-    assert verdicts(changes, figure="calls") == {}
-    assert set(verdicts(changes).values()) == {"slower"}
-    assert "processor beside the GPU" in report(changes, a, b)
-
-
-def test_the_intervals_of_both_methods_hold_together() -> None:
-    """As many as are told, and each is as wide as that asks."""
-    a, b = made_results(0, "cuda"), made_results(1, "cuda")
-    changes = compare(a, b)
-    n = sum(change.figure in ("graph", "calls") for change in changes)
-    assert n == 2 * sum(change.figure == "graph" for change in changes) > 50
-    assert f"the {n} intervals" in report(changes, a, b)
-    alone = made_results(0, "cuda", cases=CASES[:1]), made_results(1, "cuda", cases=CASES[:1])
-    for results_of in alone:
-        results_of.measurements = [one for one in results_of.measurements if one.contender in ("softxent", "copy")]
-        for one in results_of.measurements:
-            del one.seconds["calls"]
-    (single,) = (change for change in compare(*alone) if change.figure == "graph")
-    among = next(change for change in changes if change.case == CASES[0] and change.figure == "graph" and change.own)
-    assert single.ratio == among.ratio
-    # Student's t with 24 degrees of freedom: 2.80 for one interval, 4.4 for a hundred.
-    assert 1.3 < width(among) / width(single) < 2
-
-
-def width(change: Change) -> float:
-    assert change.low is not None and change.high is not None
-    return math.log(change.high / change.low)
+    assert verdicts(changes)[CASE] == "broken" and regressed(changes)
+    assert line("broken", "softxent", CASE, "", "", "the loss is 3 where 2 / 1 is right") in told(changes, a, b)
+    mended = compare(b, a)
+    assert verdicts(mended)[CASE] == "mended" and not regressed(mended)
+    in_both = {c for c in changes if c.contender == "softxent-inplace" and c.case.mode == "forward"}
+    assert not in_both
 
 
 @pytest.mark.parametrize(
@@ -186,58 +164,39 @@ def width(change: Change) -> float:
         (10**5, 10**5 + 4097, "more memory"),
         (0, 8192, "more memory"),
         (0, 4, "no more memory"),
-        (10**9, 10**9, "no more memory"),
         (1.02 * 10**9, 10**9, "less memory"),
     ],
 )
 def test_memory_that_grew_is_a_regression(before: float, after: float, found: str) -> None:
-    for device in ("cpu", "cuda"):
-        a, b = made_results(0, device), made_results(1, device)
-        measurement(a, "softxent", CASES[1]).peak_bytes = int(before)
-        measurement(b, "softxent", CASES[1]).peak_bytes = int(after)
-        changes = compare(a, b)
-        in_memory = verdicts(changes, figure="memory")
-        assert in_memory.pop(CASES[1]) == found and set(in_memory.values()) == {"no more memory"}
-        assert regressed(changes) == (found == "more memory")
-        line = f"| {found} | softxent | {CASES[1]} | memory |"
-        assert (line in report(changes, a, b)) == (found != "no more memory")
-        assert line in report(changes, a, b, full=True)
-
-
-def test_a_peers_memory_decides_only_when_asked() -> None:
-    b = made_results(1)
-    more = measurement(b, "quack")
-    assert more.peak_bytes is not None
-    more.peak_bytes *= 2
-    changes = compare(made_results(0), b)
-    assert not regressed(changes) and regressed(changes, everyone=True)
-
-
-def test_memory_that_was_not_measured_is_not_compared() -> None:
-    b = made_results(1)
-    measurement(b, "softxent").peak_bytes = None
-    changes = compare(made_results(0), b)
-    assert CASES[0] not in verdicts(changes, figure="memory") and not regressed(changes)
+    a, b = made_results(0), made_results(1)
+    measurement(a, "softxent", CASES[1]).peak_bytes = int(before)
+    measurement(b, "softxent", CASES[1]).peak_bytes = int(after)
+    measurement(b, "quack").peak_bytes = 10**9  # a peer's decides only when asked
+    measurement(b, "softxent").peak_bytes = None  # not measured, not compared
+    changes = compare(a, b)
+    in_memory = verdicts(changes, figure="memory")
+    assert in_memory.pop(CASES[1]) == found and set(in_memory.values()) == {"no more memory"}
+    assert regressed(changes) == (found == "more memory") and regressed(changes, everyone=True)
+    start = line(found, "softxent", CASES[1], "memory")
+    assert (start in told(changes, a, b)) == (found != "no more memory")
+    assert start in told(changes, a, b, full=True)
 
 
 def test_a_graph_that_is_none_any_more_is_a_regression() -> None:
-    b = made_results(1, "cuda")
+    a, b = made_results(0, "cuda"), made_results(1, "cuda")
     lost = measurement(b, "softxent")
     lost.not_captured = "RuntimeError: it waits for the device"
     del lost.seconds["graph"]
-    changes = compare(made_results(0, "cuda"), b)
-    assert verdicts(changes)[CASES[0]] == "broken"
-    assert "it waits for the device" in report(changes, made_results(0, "cuda"), b)
+    changes = compare(a, b)
+    assert verdicts(changes, figure="graph")[CASE] == "broken" and "it waits for the device" in report(changes, a, b)
 
 
 def test_a_missing_case_is_a_regression_unless_told_otherwise() -> None:
     a, b = made_results(0), made_results(1)
-    b.measurements = [one for one in b.measurements if one.case != CASES[0]]
+    b.measurements = [one for one in b.measurements if one.case != CASE]
     changes = compare(a, b)
-    assert verdicts(changes)[CASES[0]] == "missing"
-    assert regressed(changes)
-    assert not regressed(changes, missing_ok=True)
-    assert f"| missing | softxent | {CASES[0]} |  |" in report(changes, a, b)
+    assert verdicts(changes)[CASE] == "missing"
+    assert regressed(changes) and not regressed(changes, missing_ok=True)
     assert "1 cases of B are not in A" in report(compare(b, a), b, a)
 
 
@@ -247,15 +206,14 @@ def test_a_peer_that_is_gone_is_said_once_and_decides_nothing() -> None:
     b.contenders["quack"] = {"unavailable": "not installed"}
     changes = compare(a, b)
     assert not regressed(changes)
-    assert report(changes, a, b).count("| missing | quack |") == 1
-    assert "| missing | quack | every case |  |  | not installed |" in report(changes, a, b)
+    assert told(changes, a, b).count("missing|quack") == 1
+    assert line("missing", "quack", "every case", "", "", "not installed") in told(changes, a, b)
 
 
 def test_a_peer_decides_only_when_asked() -> None:
     changes = compare(made_results(0), slowed(made_results(1), 1.5, "quack"))
     assert "slower" in verdicts(changes, "quack").values()
-    assert not regressed(changes)
-    assert regressed(changes, everyone=True)
+    assert not regressed(changes) and regressed(changes, everyone=True)
 
 
 def test_without_the_reference_nothing_is_claimed() -> None:
@@ -263,138 +221,82 @@ def test_without_the_reference_nothing_is_claimed() -> None:
     gone = measurement(b, "eager")
     gone.error, gone.seconds = "out of memory", {}
     changes = compare(made_results(0), b)
-    assert verdicts(changes)[CASES[0]] == "unclear"
-    assert "no times of eager in B" in report(changes, made_results(0), b, full=True)
+    assert verdicts(changes)[CASE] == "too noisy"
+    assert "no time of the reference in B" in report(changes, made_results(0), b)
 
 
-def test_another_torch_is_said() -> None:
-    b = made_results(1)
-    b.environment["torch"] = "2.14.0"
-    assert "2.13.0 and 2.14.0" in report(compare(made_results(0), b), made_results(0), b)
-
-
-def other_cpu(found: Results) -> Results:
-    found.environment["before"]["cpu"] = "another CPU"
-    return found
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "words"),
-    [
-        (made_results(0), made_results(1, "cuda"), "different devices.*CPU and A GPU"),
-        (made_results(0), dataclasses.replace(made_results(1), rehearsed=True), "different devices.*CPU and a rehears"),
-        (made_results(0), other_cpu(made_results(1)), "different processors.*a CPU and another CPU"),
-        (made_results(0, cases=CASES[:1]), made_results(1, cases=CASES[1:]), "no case in common"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(a: Results, b: Results, words: str) -> None:
-    with pytest.raises(BadInput, match=words) as caught:
-        compare(a, b)
+@pytest.mark.parametrize("key", ["cpu", "instructions", "threads", "torch", "triton"])
+def test_other_machines_and_versions_are_refused_unless_told(key: str, tmp_path: Path) -> None:
+    a, b = made_results(0), made_results(1)
+    (b.environment if key in ("torch", "triton") else b.environment["before"])[key] = "another"
+    with pytest.raises(BadInput, match=r"not the same .*another\): .*--anyway") as caught:
+        check_comparable(a, b)
     assert "\n" not in str(caught.value)
+    for name, found in (("a.json", a), ("b.json", b)):
+        results.save(found, tmp_path / name)
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    assert (main(["compare", *files]), main(["compare", "--anyway", *files])) == (2, 0)
 
 
-@pytest.mark.parametrize(
-    ("probability", "degrees", "right"),
-    [(0.995, 12, 3.0545), (0.9995, 10, 4.5869), (0.9995, 24, 3.7454), (0.975, 120, 1.9799)],
-)
-def test_the_quantile_is_that_of_the_tables(probability: float, degrees: int, right: float) -> None:
-    assert student(probability, degrees) == pytest.approx(right, rel=0.005)
+def test_other_devices_are_refused() -> None:
+    for other in (made_results(1, "cuda"), dataclasses.replace(made_results(1), rehearsed=True)):
+        with pytest.raises(BadInput, match="not the same device"):
+            check_comparable(made_results(0), other)
 
 
-CASE = Case("cross_entropy", 256, 100, "float32", "step")
-WORK = 0.005  # seconds of the processor's time
+# A package in softxent's place, for the processes of a real comparison: eager PyTorch, and some work more.
+PACKAGE = """
+import torch
+import torch.nn.functional as F
+__version__ = "1"
+
+def fused_softmax_xent(logits, target):
+    for _ in range({count}):
+        pass
+    kept = [logits.detach().clone() for _ in range({keeps})]
+    return F.cross_entropy(logits, target) * {factor} + 0 * sum(one.sum() for one in kept)
+"""
 
 
-def working(seconds: float, keeps: int = 0) -> Contender:
-    """Eager PyTorch's results, after so many seconds of work, and with so many matrices beside them."""
-
-    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        end = time.thread_time() + seconds
-        while time.thread_time() < end:
-            pass
-        kept = [logits.detach().clone() for _ in range(keeps)]
-        return F.cross_entropy(logits, target) + 0 * sum(one.sum() for one in kept)
-
-    return Contender("", "cross_entropy", "1.0", lambda case: loss)
+def side_by_side(tmp_path: Path, *versions: str, runs: int = 4) -> tuple[Results, Results]:
+    for i, text in enumerate(versions):
+        folder = tmp_path / str(i) / "kernels/softxent"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(text)
+    cases = [Case("cross_entropy", 64, 100, "float32", "step")]
+    return paired.side_by_side(tmp_path / "0", tmp_path / "1", cases, ["softxent"], runs, 1, lambda _: None)
 
 
-class Undisturbed(machine.Cpu):
-    """Its clock stands still while another process has the processor: beside two of them, sleeps differ by a fifth."""
-
-    def seconds(self, run: Run) -> float:
-        start = time.thread_time()
-        run()
-        return time.thread_time() - start
+def package(count: int = 0, keeps: int = 0, factor: float = 1.0) -> str:
+    return PACKAGE.format(count=count, keeps=keeps, factor=factor)
 
 
-RealRun = Callable[[Contender, Contender, float], Path]
+def test_real_processes_side_by_side(tmp_path: Path) -> None:
+    """Of twice the work each run is seen as slower, whatever the neighbours do; and memory is."""
+    a, b = side_by_side(tmp_path, package(30_000), package(60_000, keeps=2))
+    (change,) = (c for c in compare(a, b, paired=True) if c.figure == "calls")
+    assert change.ratio is not None and change.low is not None and 1.3 < change.ratio < 2.5
+    assert change.verdict == "slower" or (change.high is not None and math.log(change.high / change.low) > 0.5)
+    assert verdicts(compare(a, b, paired=True), figure="memory") != {CASE: "no more memory"}
+    one = a.measurements[0]
+    assert [len(turns) for turns in one.seconds["calls"]] == [paired.TURNS] * 4
+    assert a.environment["before"]["threads"] == 1 and a.environment["before"]["clock"] == "CPU time"
 
 
-@pytest.fixture
-def real_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RealRun:
-    """The whole suite, on the CPU, with a contender in softxent's place, and one in eager PyTorch's: a results file."""
-    monkeypatch.setattr(suite, "CEILING_BYTES", {"cpu": 1 << 16})
-
-    def run(ours: Contender, eager: Contender, seconds: float) -> Path:
-        made = {"softxent": ours, "eager": eager}
-        monkeypatch.setattr(contenders, "load", lambda name, device_type: made[name])
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        found = suite.begin(Undisturbed(), path, made, lambda line: None)
-        suite.run([CASE], Undisturbed(), found, path, seconds, lambda line: None)
-        return path
-
-    return run
+def test_who_is_wrong_is_not_timed_beside_the_other(tmp_path: Path) -> None:
+    a, b = side_by_side(tmp_path, package(), package(factor=1.1), runs=1)
+    changes = compare(a, b, paired=True)
+    assert [change.verdict for change in changes] == ["broken"] and "the loss is" in changes[0].note
+    assert a.measurements[0].seconds == b.measurements[0].seconds == {}
 
 
-def test_real_runs_of_the_same_code_pass_and_twenty_per_cent_are_found(
-    real_run: RealRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before, after, slower = (real_run(working(WORK * factor), working(WORK), 1.0) for factor in (1.0, 1.0, 1.2))
-    status = main(["compare", "--full", str(before), str(after)])
-    assert status == 0, capsys.readouterr().out
-    status = main(["compare", str(before), str(slower)])
-    said = capsys.readouterr().out
-    assert status == 1 and f"| slower | softxent | {CASE} | calls | 1." in said, said
+def test_a_process_that_ends_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a process ended with"):
+        side_by_side(tmp_path, package(), "raise SystemExit(3)", runs=1)
 
 
-def test_memory_that_a_real_run_takes_is_found(real_run: RealRun) -> None:
-    before, after, greedy = (results.load(real_run(working(0, keeps), working(0), 0.01)) for keeps in (3, 3, 5))
-    assert verdicts(compare(before, after), figure="memory") == {CASE: "no more memory"}
-    changes = [change for change in compare(before, greedy) if change.figure == "memory"]
-    assert [change.verdict for change in changes] == ["more memory"] and regressed(changes)
-
-
-def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    results.save(made_results(0), tmp_path / "good.json")
-    good: dict[str, Any] = json.loads((tmp_path / "good.json").read_text())
-
-    def file(content: Any) -> Path:
-        path = tmp_path / "bad.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    def with_first(**changes: Any) -> dict[str, Any]:
-        return good | {"measurements": [good["measurements"][0] | changes, *good["measurements"][1:]]}
-
-    bad: list[tuple[Path | Any, str]] = [
-        (tmp_path / "none.json", "No such file"),
-        (tmp_path, "Is a directory"),
-        ("{", "not JSON"),
-        ([], "no results file of this suite"),
-        (good | {"schema": 2}, "has schema 2; this suite reads schema 1"),
-        ({"schema": 1}, "is damaged"),
-        (good | {"measurements": 3}, "is damaged"),
-        (good | {"measurements": [None]}, "is damaged"),
-        (with_first(case={"op": "softmax"}), "is damaged"),
-        (with_first(seconds=[1.0]), "is damaged"),
-        (with_first(seconds={"calls": ["1"] * 50}), "not positive"),
-        (with_first(seconds={"calls": [float("nan")] * 50}), "not positive"),
-        (with_first(seconds={"calls": [0.0] * 50}), "not positive"),
-        (with_first(seconds={"calls": [1.0] * 49}), "other turns"),
-    ]
-    for content, words in bad:
-        path = content if isinstance(content, Path) else file(content)
-        with pytest.raises(BadInput, match=words) as caught:
-            results.load(path)
-        assert "\n" not in str(caught.value)
-        assert str(path) in str(caught.value)
+def test_what_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--run", str(tmp_path), str(tmp_path)]) == 2
+    assert "is no checkout: it has no kernels/softxent" in capsys.readouterr().err
+    assert main(["compare", "--run", "no-such-commit", "."]) == 2
+    assert "neither a folder nor a commit" in capsys.readouterr().err

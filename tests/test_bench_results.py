@@ -3,11 +3,12 @@
 import json
 import os
 from pathlib import Path
+from statistics import median, quantiles
 
 import pytest
 
 from bench import results
-from bench.results import Results
+from bench.results import Results, merged
 from made_results import CASES, made_results
 
 
@@ -16,7 +17,7 @@ def test_what_is_saved_is_loaded(device: str, tmp_path: Path) -> None:
     saved = made_results(0, device)
     saved.measurements[0].not_captured = 'it is 12 µs | "quoted"\nand of two lines'
     for one in saved.measurements:  # as many digits as are kept
-        one.seconds = {method: [float(f"{t:.5g}") for t in turns] for method, turns in one.seconds.items()}
+        one.seconds = {m: [[float(f"{t:.5g}") for t in turns] for turns in runs] for m, runs in one.seconds.items()}
     results.save(saved, tmp_path / "new folder" / "results.json")
     assert results.load(tmp_path / "new folder" / "results.json") == saved
 
@@ -25,7 +26,7 @@ def test_times_keep_five_digits(tmp_path: Path) -> None:
     saved = made_results(0)
     results.save(saved, tmp_path / "results.json")
     for one, other in zip(saved.measurements, results.load(tmp_path / "results.json").measurements, strict=True):
-        assert one.turns() == pytest.approx(other.turns(), rel=1e-4)
+        assert one.runs() == pytest.approx(other.runs(), rel=1e-4)
 
 
 def test_a_measurement_is_a_line(tmp_path: Path) -> None:
@@ -71,8 +72,35 @@ def test_the_copy_is_a_share_of_itself() -> None:
         assert found.share_of_copy(one) == pytest.approx(2 * case.matrix_bytes / taken / found.ceilings["copy"])
 
 
-def test_ratios_are_of_the_same_turn() -> None:
+def test_a_figure_is_the_median_of_the_runs_and_its_noise_their_range() -> None:
     found = made_results(0)
     one, eager = found.of(CASES[0])["softxent"], found.of(CASES[0])["eager"]
-    assert found.ratios(one)[3] == one.turns()[3] / eager.turns()[3]
-    assert found.ratios(one, "graph") == []
+    ratios = [median(a) / median(b) for a, b in zip(one.seconds["calls"], eager.seconds["calls"], strict=True)]
+    assert len(ratios) == 5 and found.ratios(one) == ratios
+    assert found.figure(one) == (min(ratios), median(ratios), max(ratios))
+    assert found.ratios(one, "graph") == [] and found.figure(found.of(CASES[-1])["softxent-inplace"]) is None
+
+
+def test_the_figure_of_one_run_has_the_quartiles_of_its_turns() -> None:
+    found = made_results(0, "cuda")
+    one = found.of(CASES[0])["softxent"]
+    low, _, high = quantiles(one.seconds["graph"][0], n=4)
+    assert found.figure(one) == (low, one.median(), high)
+
+
+def test_the_limit_is_a_copy_of_the_least_bytes() -> None:
+    """On a CPU as a ratio to eager's time; forward, which only reads, half of what a copy takes."""
+    found = made_results(0)
+    step, forward = CASES[1], CASES[-2 + 1]
+    for case, share in ((step, 1.0), (forward, 0.5)):
+        copy = median(found.ratios(found.of(case)["copy"]))
+        assert found.limit(case) == pytest.approx(share * copy, rel=1e-3)
+
+
+def test_who_is_wrong_in_one_run_has_no_time() -> None:
+    a, b = made_results(0, n_runs=1), made_results(1, n_runs=1)
+    wrong = b.of(CASES[0])["softxent"]
+    wrong.error, wrong.seconds = "the loss is 3 where 2 is right", {}
+    got = merged([a, b]).of(CASES[0])
+    assert got["softxent"].error and not got["softxent"].seconds
+    assert len(got["eager"].runs()) == 2

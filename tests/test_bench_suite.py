@@ -51,7 +51,11 @@ def test_who_is_wrong_gets_no_time_but_the_error(registered: dict[str, Contender
     for case in CASES:
         got = found.of(case)
         assert set(got) == {*SOME, "copy"}
-        assert got["right"].error is None and len(got["right"].turns()) >= 2 and got["right"].peak_bytes is not None
+        assert (
+            got["right"].error is None
+            and len(got["right"].seconds["calls"][0]) >= 2
+            and got["right"].peak_bytes is not None
+        )
         assert got["right"].errors["loss"] < 1e-5
         assert got["wrong"].error.startswith("the loss is") and got["wrong"].seconds == {}
         assert got["cannot"].error == "does not do it: rows of more than 4 classes" and got["cannot"].seconds == {}
@@ -94,7 +98,7 @@ def test_results_of_other_code_or_another_device_are_begun_anew(
     measured(Rehearsal(), path, ["right"])
     assert suite.begin(Rehearsal(), path, ["right"], lambda _: None).measurements
     assert not suite.begin(Cpu(), path, ["right"], lambda _: None).measurements
-    monkeypatch.setattr(suite, "sources", lambda: "another")
+    monkeypatch.setattr(suite, "sources", lambda checkout: "another")
     assert not suite.begin(Rehearsal(), path, ["right"], lambda _: None).measurements
 
 

@@ -49,7 +49,7 @@ def test_both_methods_on_a_gpu_and_one_on_a_cpu() -> None:
     assert list(rehearsed) == ["right", "copy"]
     assert all(sorted(one.seconds) == ["calls", "graph"] for one in rehearsed.values())
     assert sorted(contest(works, sets[:1], Cpu(), 0.01)["right"].seconds) == ["calls"]
-    turns = {len(times) for one in rehearsed.values() for times in one.seconds.values()}
+    turns = {len(times) for one in rehearsed.values() for (times,) in one.seconds.values()}
     assert len(turns) <= 2, "contenders of a method have the same number of turns"
 
 
