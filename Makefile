@@ -2,7 +2,7 @@
 #
 #   make train      softmax regression on Fashion-MNIST, through the fused op       ARGS="--epochs 3"
 #   make test       every test; with a GPU, the kernels on it as well               ARGS="-k softmax"
-#   make bench      this machine measured, beside PyTorch and who else is installed  ARGS="cpu --widths 10,1000"
+#   make bench      this machine measured, beside PyTorch and who else is installed  ARGS="cpu --widths 10,1000 --runs 3"
 #
 # They make .venv and install into it first. PYTHON=/path/to/python3.12 chooses the Python, and TORCH_INDEX=URL the
 # package index of torch: unless there is a GPU, PyTorch's own CPU index is asked first, which saves gigabytes.

@@ -184,11 +184,10 @@ def report(
 ) -> str:
     """For the terminal, and Markdown: what has changed, or with `full` everything, and how many of each."""
     of = "seconds, side by side" if paired else f"times over {'eager PyTorch' if a.on_cpu else 'a copy'}'s"
-    runs = [min((len(times) for one in r.measurements for times in one.seconds.values()), default=0) for r in (a, b)]
     n = sum(change.low is not None for change in changes)
     text = [
         f"{a.device}: B, commit {b.environment.get('commit')}, against A, commit {a.environment.get('commit')}",
-        f"{of[0].upper()}{of[1:]}; {runs[0]} runs of A, {runs[1]} of B. Above 1, B is slower. A change counts from "
+        f"{of[0].upper()}{of[1:]}; {a.n_runs} runs of A, {b.n_runs} of B. Above 1, B is slower. A change counts from "
         f"{100 * tolerance:g} % of time on, and {100 * MEMORY:g} % and {MEMORY_BYTES} bytes of memory; the {n} "
         f"intervals hold together at {100 * LEVEL:g} %.",
     ]

@@ -95,6 +95,10 @@ class Results:
         return {one.contender: one for one in self.measurements if one.case == case}
 
     @property
+    def n_runs(self) -> int:
+        return max((len(runs) for one in self.measurements for runs in one.seconds.values()), default=0)
+
+    @property
     def on_cpu(self) -> bool:
         """Whether only ratios mean anything."""
         return self.device.startswith("CPU") or self.rehearsed

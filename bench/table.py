@@ -55,9 +55,11 @@ def header(results: Results) -> Iterator[str]:
     yield "* versions: " + listed(
         (name, one["version"]) for name, one in results.contenders.items() if "version" in one
     )
+    reasons: dict[str, list[str]] = {}
     for name, one in results.contenders.items():
         if "unavailable" in one:
-            yield f"* {name} is not here: {one_line(one['unavailable'])}"
+            reasons.setdefault(one_line(one["unavailable"]), []).append(name)
+    yield from (f"* not here: {', '.join(names)} ({reason})" for reason, names in reasons.items())
     overwriting = [name for name, one in results.contenders.items() if "overwrites" in one]
     if overwriting:
         yield f"* the gradient is written over the logits by {', '.join(overwriting)}"
@@ -66,6 +68,8 @@ def header(results: Results) -> Iterator[str]:
     yield from (f"* **doubtful**: {text}" for text in doubts(results))
     yield ""
     yield LEGEND["CPU" if results.on_cpu else "GPU"]
+    if results.on_cpu:
+        yield f"Runs: {results.n_runs}. Of one, the brackets hold the quartiles of its turns."
     yield f"Noisy: the figures in brackets are further apart than {100 * NOISY:g} % of the one between them."
     yield "B is the logits' bytes. Memory is what is allocated during a call, at its peak: its result, not its inputs."
 

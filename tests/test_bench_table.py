@@ -70,7 +70,7 @@ def test_the_header_says_what_it_ran_on() -> None:
         "afterwards: clock_mhz 1755",
         "`python -m bench run`",
         "quack 1.0",
-        "unsloth is not here: not installed",
+        "not here: unsloth (not installed)",
         "written over the logits by softxent-inplace\n",
         "3000 GB/s",
     ):

@@ -3,7 +3,7 @@
 A file has one function, `load`, which imports what it needs with `need` and returns a Contender. What cannot run here
 is said, never left out: `Unavailable` carries the reason. A peer's public function runs with its defaults.
 
-Not here: apple's cut-cross-entropy and F.linear_cross_entropy, whose logits never exist, a layer and its loss in one.
+Of those that start from hidden states, whose logits never exist, is bench/linear.py.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ CROSS_ENTROPY = {
     "apex": "apex",
 }
 SOFTMAX = {
-    "softxent-softmax": "our_softmax",
-    "eager-softmax": "eager_softmax",
-    "compile-softmax": "compiled_softmax",
+    "softxent-softmax": "ours",
+    "eager-softmax": "eager",
+    "compile-softmax": "compiled",
     "tutorial-softmax": "tutorial_softmax",
-    "liger-softmax": "liger_softmax",
-    "quack-softmax": "quack_softmax",
+    "liger-softmax": "liger",
+    "quack-softmax": "quack",
 }
 REGISTRY = CROSS_ENTROPY | SOFTMAX
 
@@ -58,6 +58,10 @@ class Contender:
     version: str
     make: Callable[[Case], Function]  # raises Unsupported
     overwrites: bool = False  # writes the gradient over the logits, and says so
+
+
+def op_of(name: str) -> str:
+    return "softmax" if name in SOFTMAX else "cross_entropy"
 
 
 def load(name: str, device_type: str) -> Contender:

@@ -1,4 +1,4 @@
-"""torch.compile of F.cross_entropy: all of it one graph, for one shape (dynamic=False), and its backward too.
+"""torch.compile of what `eager` calls: all of it one graph, for one shape (dynamic=False), and its backward too.
 
 The function is compiled; autograd through it runs the backward that AOTAutograd made of the same graph. Inductor's
 defaults. On a CPU it writes C++, on a GPU Triton.
@@ -12,21 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from bench.cases import Case
-from bench.contenders import Contender, Function, Unavailable
-from bench.contenders.ours import options_of
+from bench.contenders import Contender, Function, Unavailable, eager, op_of
 
 
 def load(name: str, device_type: str) -> Contender:
     need_compiler(device_type)
-    return Contender(name, "cross_entropy", torch.__version__, make)
-
-
-def make(case: Case) -> Function:
-    options = options_of(case)
-    return compile_anew(lambda logits, target: F.cross_entropy(logits, target, **options))
+    return Contender(name, op_of(name), torch.__version__, lambda case: compile_anew(eager.make(case)))
 
 
 def need_compiler(device_type: str) -> None:

@@ -4,14 +4,16 @@ from typing import Any
 
 import softxent
 from bench.cases import IGNORE_INDEX, SMOOTHING, Case
-from bench.contenders import Contender, Function
+from bench.contenders import Contender, Function, op_of
 
 
 def load(name: str, device_type: str) -> Contender:
-    return Contender(name, "cross_entropy", softxent.__version__, make)
+    return Contender(name, op_of(name), softxent.__version__, make)
 
 
 def make(case: Case, **options: Any) -> Function:
+    if case.op == "softmax":
+        return lambda logits, _: softxent.softmax(logits, 1)
     options |= options_of(case)
     return lambda logits, target: softxent.fused_softmax_xent(logits, target, **options)
 
