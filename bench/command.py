@@ -30,7 +30,7 @@ examples:
 """
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results", HERE / "runs"  # what git keeps, and what it ignores
-PICTURES = ("*.png", "table.md", "results.json", "summary.md")
+PUBLISHED = ("*.png", "table.md", "results.json")
 MIB = 1 << 20
 
 
@@ -195,7 +195,7 @@ def finished(given: argparse.Namespace, folder: Path, machine: Machine) -> int:
     status = show_in(folder)
     published = RESULTS / slug(machine.name)
     if given.publish:
-        for file in sorted(file for pattern in PICTURES for file in folder.glob(pattern)):
+        for file in sorted(file for pattern in PUBLISHED for file in folder.glob(pattern)):
             say(f"{'replaced' if (published / file.name).exists() else 'new'}: {published / file.name}")
             published.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, published / file.name)

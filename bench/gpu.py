@@ -2,7 +2,7 @@
 
     1  the first call of every contender at every case, which compiles: in as many processes as there are cores
     2  the suite: correct, timed, correct again                              results.json
-    3  table, pictures, and the summary                                      summary.md ...
+    3  table and pictures                                                    table.md ...
 
 Each case is timed for its share of what is left, none is begun that would not end in time, and one that hangs is ended
 with the process. Each is written as soon as it is known, and the same command, again, does what is left. Nothing but
@@ -27,12 +27,13 @@ from pathlib import Path
 import torch
 
 from bench import contenders, results, suite
-from bench.cases import Case, of_the_mean
+from bench.cases import Case
 from bench.doubts import doubts
 from bench.machine import Cuda, Machine, Rehearsal
 from bench.results import BadInput, Results
+from bench.table import limit
 
-RESERVE = 25.0  # seconds for pictures and summary
+RESERVE = 25.0  # seconds for table and pictures
 GRACE = 10.0  # of them, for the case in hand when the time was up
 FIRST = 0.5  # of the time, at most, for first calls
 EACH = 10 << 30  # bytes of the device's memory that a process may need
@@ -55,8 +56,7 @@ def run(given: argparse.Namespace, machine: Machine, cases: list[Case], options:
     results.save(found, path)
 
     def end(found: Results, left: list[Case]) -> int:
-        conclude(given.out, found, left)
-        say((given.out / "summary.md").read_text())
+        say("\n".join(conclusion(found, left)))
         return 1 if any(wrong_of_ours(found)) else 3 if left else 0
 
     def unfinished(found: Results) -> list[Case]:
@@ -153,42 +153,9 @@ def wrong_of_ours(found: Results) -> Iterator[str]:
             yield f"{one.contender} at {one.case}: {one.error}"
 
 
-def conclude(out: Path, found: Results, left: list[Case]) -> None:
-    from bench.table import limit
-
-    versions = {key: found.environment.get(key) for key in ("torch", "triton", "python", "commit")}
-    lines = [f"# {found.device}{', a rehearsal on a CPU' if found.rehearsed else ''}", ""]
-    lines += [", ".join(f"{key} {value}" for key, value in versions.items()), ""]
-    lines += [f"* {limit(found)}"] if "copy" in found.ceilings else []
-    lines += [f"* doubtful: {text}" for text in doubts(found)]
-    lines += [
-        f"* {len(found.cases())} cases measured, {len(left)} left{': run the same command again' if left else ''}"
-    ]
-    lines += [f"* wrong: {text}" for text in wrong_of_ours(found)]
-    for name, entry in found.contenders.items():
-        if "unavailable" in entry:
-            lines.append(f"* {name}: {entry['unavailable']}")
-    lines += ["", *shares(found), "", "See table.md, the pictures, and results.json."]
-    (out / "summary.md").write_text("\n".join(lines) + "\n")
-
-
-def shares(found: Results) -> Iterator[str]:
-    """A training step: softxent's share of the copy, and how many times as long each other contender takes."""
-    others = [name for name in contenders.CROSS_ENTROPY if name != "softxent"]
-    others = [name for name in others if "version" in found.contenders.get(name, {})]
-    yield "| training step | softxent, of the copy | " + " | ".join(f"{name} / softxent" for name in others) + " |"
-    yield "|---|---:|" + "---:|" * len(others)
-    for case in found.cases():
-        if not of_the_mean(case) or case.mode != "step":
-            continue
-        measured = found.of(case)
-        ours = measured.get("softxent")
-        taken, share = (ours.median(), found.share_of_copy(ours)) if ours else (None, None)
-        figures = {name: found.figure(one) for name, one in measured.items()}
-        noisy = {name for name, figure in figures.items() if figure and figure.noisy}
-        cells = [f"{case.n_rows} x {case.n_cols} {case.dtype}"]
-        cells.append("noisy" if "softxent" in noisy else "" if share is None else f"{100 * share:.0f} %")
-        for name in others:
-            other = measured[name].median() if name in measured else None
-            cells.append("noisy" if noisy & {name, "softxent"} else f"{other / taken:.2f}" if other and taken else "")
-        yield "| " + " | ".join(cells) + " |"
+def conclusion(found: Results, left: list[Case]) -> Iterator[str]:
+    if "copy" in found.ceilings:
+        yield f"the limit: {limit(found)}"
+    yield from (f"doubtful: {text}" for text in doubts(found))
+    yield from (f"wrong: {text}" for text in wrong_of_ours(found))
+    yield f"{len(found.cases())} cases measured, {len(left)} left{': run the same command again' if left else ''}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.cases import SMALL, Case
+from bench.cases import DTYPES, SMALL, Case
 from bench.results import Measurement, Results, Spread
 
 MODES = {"step": "forward + backward", "forward": "forward alone"}
@@ -81,9 +81,8 @@ def panels_of(results: Results, op: str) -> Panels:
     """By (mode, dtype): the cases of the mean, the small shapes first, then by width."""
     cases = [case for case in results.cases() if case.op == op and case.mode in MODES and case.kind == "mean"]
     cases.sort(key=lambda case: (not is_small(case), case.n_cols))
-    keys = [(mode, dtype) for mode in MODES for dtype in dict.fromkeys(case.dtype for case in results.cases())]
-    found = {key: [case for case in cases if (case.mode, case.dtype) == key] for key in keys}
-    return {key: of_key for key, of_key in found.items() if of_key}
+    modes, dtypes = ([key for key in keys if any(key in case for case in cases)] for keys in (MODES, DTYPES))
+    return {(m, d): [case for case in cases if (case.mode, case.dtype) == (m, d)] for m in modes for d in dtypes}
 
 
 def is_small(case: Case) -> bool:
@@ -105,17 +104,14 @@ def draw(results: Results, op: str, picture: Picture) -> Any:
     everyone = [name for name in results.contenders if name in drawn]
     if not everyone:
         return None
-    modes, dtypes = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     widest = max(map(len, panels.values()))
-    size = max(6.5 * len(dtypes), 0.12 * len(everyone) * widest * len(dtypes)), 1.8 + 3.6 * len(modes)
+    n_dtypes = len({dtype for _, dtype in panels})
+    across = n_dtypes if widest <= 8 else 1  # or no two points would be apart
+    size = max(13.0, 0.12 * len(everyone) * widest * across), 1.8 + 3.6 * (len(panels) / across)
     figure = Figure(figsize=size, layout="constrained")
-    axes_of = figure.subplots(len(modes), len(dtypes), squeeze=False, sharey="row")
-    for axes in axes_of.flat:
-        axes.set_visible(False)
+    axes_of = figure.subplots(len(panels) // across, across, squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
-    for (mode, dtype), cases in panels.items():
-        axes = axes_of[modes.index(mode), dtypes.index(dtype)]
-        axes.set_visible(True)
+    for axes, ((mode, dtype), cases) in zip(axes_of.flat, panels.items(), strict=True):
         axes.set_title(f"{MODES[mode]}, {dtype}", fontsize=15)
         handles |= panel(axes, results, cases, everyone, picture)
     for axes in axes_of[:, 0]:
