@@ -8,7 +8,7 @@ the run: a process of its own, of whose turns the median is taken. Of a contende
     compare --run A B        T are seconds. Run i of A and run i of B went side by side (bench/paired.py), so their
                              differences are what varies: s = sd(log T_B - log T_A) / sqrt(n), n - 1 degrees of freedom
     compare A.json B.json    T is relative to eager PyTorch's in the same turns, on a GPU to a copy's.
-                             s^2 = sd_A^2 / n_A + sd_B^2 / n_B, min(n_A, n_B) - 1 degrees of freedom
+                             s^2 = sd_A^2 / n_A + sd_B^2 / n_B, degrees of freedom by Welch and Satterthwaite
 
 The interval: exp(log change -+ t s), t Student's, such that all intervals of a comparison hold together with
 probability LEVEL (Bonferroni). One run has no spread between runs: then there is no interval, and no verdict.
@@ -29,7 +29,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, variance
 
 from bench.cases import Case
 from bench.doubts import doubts
@@ -115,11 +115,12 @@ def interval(old: Sequence[float], new: Sequence[float], level: float, paired: b
 
     a, b = ([math.log(value) for value in values] for values in (old, new))
     middle = fmean(b) - fmean(a)
-    if paired:
-        s = stdev([y - x for x, y in zip(a, b, strict=True)]) / math.sqrt(len(a))
-    else:
-        s = math.hypot(stdev(a) / math.sqrt(len(a)), stdev(b) / math.sqrt(len(b)))
-    half = float(t.ppf((1 + level) / 2, min(len(a), len(b)) - 1)) * s
+    samples = [[y - x for x, y in zip(a, b, strict=True)]] if paired else [a, b]
+    variances = [variance(sample) / len(sample) for sample in samples]
+    s2 = sum(variances)
+    terms = (v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
+    degrees = s2**2 / sum(terms) if s2 else 1
+    half = float(t.ppf((1 + level) / 2, degrees)) * math.sqrt(s2)
     return math.exp(middle - half), math.exp(middle + half)
 
 
