@@ -142,8 +142,3 @@ def sweep(matrix_bytes: int, widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str
         yield from cases("cross_entropy", "backward", dtype, "mean", widths)
         for mode in ("forward", "step"):
             yield from cases("softmax", mode, dtype, "mean", [n for n in widths if n <= 65536], with_small=False)
-
-
-def of_the_mean(case: Case) -> bool:
-    """A training step and forward alone of the mean loss: what is compared unless more is asked for."""
-    return (case.op, case.kind) == ("cross_entropy", "mean") and case.mode != "backward"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench import contenders, results, suite
-from bench.cases import CPU_WIDTHS, DTYPES, WIDTHS, Case, of_the_mean, sweep
+from bench.cases import CPU_WIDTHS, DTYPES, WIDTHS, Case, sweep
 from bench.compare import TOLERANCE
 from bench.machine import Cpu, Machine, here, settle
 from bench.results import BadInput, load
@@ -59,7 +59,7 @@ def parser() -> Parser:
     what.add_argument("--widths", type=widths, help=f"columns; {_list(CPU_WIDTHS)} on a CPU, {_list(WIDTHS)} on a GPU")
     what.add_argument("--dtypes", type=dtypes, default=DTYPES, help="bfloat16,float32")
     what.add_argument("--size", type=positive, help="of the logits, in MiB; 16 on a CPU, 1024 on a GPU")
-    what.add_argument("--runs", type=count, default=5, help="processes on a CPU: noise is what differs between them; 5")
+    what.add_argument("--runs", type=count, help="processes: noise is what differs between them; 5, of compare 10")
     what.add_argument("--threads", type=count, default=1, help="of a CPU; 1, by CPU time, on one core; else wall time")
     suite_of = Parser(add_help=False, parents=[what])
     suite_of.add_argument("--seconds", type=positive, help="of timing a case in each run; 0.3 on a CPU, 0.2 on a GPU")
@@ -176,9 +176,9 @@ def on_cpu(given: argparse.Namespace) -> int:
     """Each run in a process of its own. One that was interrupted is gone on with."""
     machine = Cpu()
     folder = writable(given.out or RUNS / slug(machine.name))
-    files = [folder / f"run-{i + 1}.json" for i in range(given.runs)]
+    files = [folder / f"run-{i + 1}.json" for i in range(given.runs or 5)]
     for i, file in enumerate(files):
-        say(f"run {i + 1} of {given.runs}: {file}")
+        say(f"run {i + 1} of {len(files)}: {file}")
         part = ["part", str(i), "--out", str(file), *options_of(given)]
         status = subprocess.run([sys.executable, "-m", "bench", *part], cwd=HERE.parent).returncode
         if status:
@@ -235,9 +235,11 @@ def compared(given: argparse.Namespace) -> int:
         with ExitStack() as stack:
             a, b = (checkout(text, stack) for text in (given.before, given.after))
             on_cpu = here().device.type == "cpu"
-            cases = [case for case in cases_of(given, on_cpu) if of_the_mean(case)]
-            own = given.contenders or [name for name in contenders.CROSS_ENTROPY if name.startswith("softxent")]
-            before, after = side_by_side(a, b, cases, own, given.runs, given.threads, say)
+            if on_cpu:  # or it would take an hour
+                given.size, given.widths = given.size or 4, given.widths or (10, 1000, 32000)
+            own = given.contenders or ["softxent"]
+            cases = [one for one in cases_of(given, on_cpu) if one.kind == "mean" and one.mode != "backward"]
+            before, after = side_by_side(a, b, cases, own, given.runs or 10, given.threads, say)
         for text, found in ((given.before, before), (given.after, after)):
             found.environment["commit"] = found.environment["commit"] or text
         if given.out:
