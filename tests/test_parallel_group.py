@@ -31,10 +31,13 @@ def rows(dtype: torch.dtype = torch.float32, n_rows: int = N_ROWS) -> tuple[Tens
     return torch.randn(n_rows, N_CLASSES, generator=g).to(dtype), torch.randint(N_CLASSES, (n_rows,), generator=g)
 
 
+GROUPS: list[Any] = [None]  # the last is the one of calls
+
+
 def call(rank: int, n_rows: int = N_ROWS, **changed: Any) -> Any:
     """A call on rows, with some of its arguments changed."""
     logits, target = rows(n_rows=n_rows)
-    given = {"local_logits": logits[:, mine(rank)].clone().requires_grad_(), "target": target, "group": None}
+    given = {"local_logits": logits[:, mine(rank)].clone().requires_grad_(), "target": target, "group": GROUPS[-1]}
     function = vocab_parallel_softmax_xent_with_stats if "stats" in changed else vocab_parallel_softmax_xent
     return function(**(given | changed))
 
@@ -175,6 +178,7 @@ def steps(rank: int) -> dict[str, Any]:
     }
     found = {}
     for name, given in kinds.items():
+        given = given | {"vocab_size": N_CLASSES}
         first = call(rank, **given)
         with ranks.Collectives() as forward:
             out = call(rank, **given)
@@ -183,9 +187,13 @@ def steps(rank: int) -> dict[str, Any]:
         del first
         found[name] = forward.seen, backward.seen
     scale = torch.tensor(0.7, requires_grad=True)
-    call(rank, logit_scale=scale)
+    every["vocab_size"] = N_CLASSES
+    call(rank, logit_scale=scale, vocab_size=N_CLASSES)
     with ranks.Collectives() as learned:
-        call(rank, logit_scale=scale).backward()
+        call(rank, logit_scale=scale, vocab_size=N_CLASSES).backward()
+    with ranks.Collectives() as asked:
+        call(rank)
+    found["no vocab_size"] = asked.seen, []
     with ranks.Collectives() as schedule:
         for i in range(3):
             call(rank, **(every | {"label_smoothing": 0.1 + 0.1 * i}))
@@ -195,10 +203,12 @@ def steps(rank: int) -> dict[str, Any]:
 def errors(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (_, _, provoke) in ERRORS.items():
+        GROUPS.append(dist.new_group())  # which has not agreed on anything
         try:
             found[name] = provoke(rank)
         except Exception as error:
             found[name] = type(error), str(error)
+        GROUPS.pop()
     # After calls that were agreed on, targets that no longer are the same.
     call(rank, 30)
     for name, row, value, one in (("later, of no class", 5, 99, 1), ("later, two", 7, on(rank, 0, 3, 25), rank)):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
@@ -18,6 +19,8 @@ from softxent import (
     dispatch,
     fused_linear_softmax_xent,
     fused_linear_softmax_xent_with_stats,
+    linear_logprobs,
+    vocab_parallel_softmax_xent,
 )
 from test_parallel_vocab import (
     ALL,
@@ -47,7 +50,7 @@ def layer(dtype: torch.dtype = torch.float64, **given: Any) -> dict[str, Any]:
     target = torch.randint(N_CLASSES, (N_ROWS,), generator=g)
     target[2], target[4], target[5] = -100, 19, 20
     of = {"input": x.to(dtype), "linear_weight": w.to(dtype), "linear_bias": b.to(dtype)}
-    return of | {"target": target, "max_logits_bytes": 650 * torch.promote_types(dtype, torch.float32).itemsize} | given
+    return of | {"target": target, "max_logits_bytes": 850 * torch.promote_types(dtype, torch.float32).itemsize} | given
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -173,7 +176,7 @@ def other_ways(rank: int) -> dict[Any, Any]:
         ("partial", slice(8)),
         ("reduce_scatter", slice(4 * rank, 4 * rank + 4)),
     ):
-        case = sliced(of_all, at, 0) | {"group": dist.group.WORLD, "input_gradient": how}
+        case = sliced(of_all, at, 0) | {"group": dist.group.WORLD, "vocab_size": N_CLASSES, "input_gradient": how}
         case["input"] = case["input"][rows]
         with ranks.Collectives() as wire:
             outcome(fused_linear_softmax_xent, dict(case))  # the ranks agree
@@ -307,6 +310,27 @@ def whole(x: Any) -> Any:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def logprobs(rank: int) -> Found:
+    return dict(zip(("logprobs", "entropy"), map(whole, of_tokens(on_mesh(eight(), (S0,), (S0,)))), strict=True))
+
+
+def of_tokens(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return linear_logprobs(*(case[name] for name in ("input", "linear_weight", "target", "linear_bias")))
+
+
+def infinite(rank: int) -> Tensor:
+    """The mean of rows of which one has no chance, sharded over a mesh dimension of one rank."""
+    mesh = init_device_mesh("cpu", (1, 4))
+    x, w, b = torch.ones(4, 3), torch.ones(8, 3), torch.zeros(8)
+    b[5] = -torch.inf
+    target = torch.tensor([5, 1, 2, 3])
+    placed = {"linear_weight": ON_TP, "linear_bias": ON_TP, "input": (S0, R), "target": (S0, R)}
+    of = {"input": x, "linear_weight": w, "linear_bias": b, "target": target}
+    given: dict[str, Any] = {name: distribute_tensor(y, mesh, placed[name]) for name, y in of.items()}
+    loss: Tensor = whole(fused_linear_softmax_xent(**given))
+    return loss
+
+
 DTENSOR_CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": eight,
     "none": lambda: eight(reduction="none"),
@@ -326,7 +350,7 @@ def on_meshes(rank: int) -> dict[Any, Any]:
             for with_stats in (False, True):
                 out = call_on(on_mesh(case(), *placements), with_stats)
                 found[how, name, with_stats] = {key: whole(x) for key, x in out.items()}
-    found["errors"] = refused(rank)
+    found["errors"], found["logprobs"], found["infinite"] = refused(rank), logprobs(rank), infinite(rank)
     return found
 
 
@@ -354,14 +378,57 @@ def refused(rank: int) -> dict[str, Any]:
         "a group beside DTensors": spread | world,
         "out of range": mine | {"target": case["target"].clamp(min=36) + 1},
         "few bytes": mine | {"max_logits_bytes": 100},
+        "few bytes for backward": sliced(case | {"target": learned(probabilities()[:8])}, at, 0)
+        | world
+        | {"max_logits_bytes": 1500, "reduction": "none"},
+        "a stat on one rank": mine | {"stats": ("lse",) if rank != 1 else ("perplexity",)},
+        "summing without a group": case | {"input_gradient": "partial"},
+        "summing of DTensors": spread | {"input_gradient": "partial"},
+        "no gradient on one rank": mine,
     }
     found: dict[str, Any] = {}
     for name, given in calls.items():
+        if given.get("group") is dist.group.WORLD:
+            given = given | {"group": dist.new_group()}  # which has not agreed on anything
+        function = fused_linear_softmax_xent_with_stats if "stats" in given else fused_linear_softmax_xent
         try:
-            found[name] = fused_linear_softmax_xent(**given)
+            with torch.set_grad_enabled(rank != 1 or name != "no gradient on one rank"):
+                found[name] = function(**given)
         except Exception as error:
             found[name] = type(error), str(error)
     return found
+
+
+def later_on(rank: int) -> dict[Any, Any]:
+    """Calls that are right, of other slices on one of the 2 ranks than before."""
+    found: dict[Any, Any] = {}
+    cases: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("two heads", ((52, 51), (52, 52), (52, 51)), {}),
+        ("padding", ((20, 17), (20, 20), (20, 17)), {"vocab_size": 37}),
+    )
+    for name, sizes, given in cases:
+        for i, of_ranks in enumerate(sizes):
+            n_classes = given.get("vocab_size", sum(of_ranks))
+            g = torch.Generator().manual_seed(i)
+            x, w = torch.randn(6, 4, generator=g), torch.randn(sum(of_ranks), 4, generator=g)
+            target = torch.randint(n_classes, (6,), generator=g)
+            at = slice(of_ranks[0]) if rank == 0 else slice(of_ranks[0], None)
+            z = x @ w.T
+            linear = fused_linear_softmax_xent(x, w[at], target, group=dist.group.WORLD, **given)
+            logits = vocab_parallel_softmax_xent(z[:, at], target, group=None, **given)
+            found[name, i] = linear, logits, F.cross_entropy(z[:, :n_classes], target)
+    try:  # other slices of one vocabulary
+        fused_linear_softmax_xent(x[:, :4], w[:10], target % 37, group=dist.group.WORLD, vocab_size=37)
+    except RuntimeError as error:
+        found["moved"] = str(error)
+    return found
+
+
+def test_slices_may_change_from_call_to_call() -> None:
+    for found in ranks.run(2, later_on):
+        assert re.search(r"holds 10 classes.*ranks agreed.*vocab_size=37", found.pop("moved"))
+        for linear, logits, exact in found.values():
+            torch.testing.assert_close((linear, logits), (exact, exact))
 
 
 by_dtensors = ranks.run_once(4, on_meshes)
@@ -379,6 +446,13 @@ def test_dtensors_are_as_one_process(how: str, name: str) -> None:
                 torch.testing.assert_close(value, exact[key], rtol=1e-12, atol=1e-12)
 
 
+def test_log_probabilities_of_dtensors_and_a_mean_that_is_infinite() -> None:
+    exact = of_tokens(eight())
+    for found in by_dtensors():
+        torch.testing.assert_close(tuple(found["logprobs"].values()), exact)
+        assert found["infinite"] == torch.inf
+
+
 @pytest.mark.parametrize(
     "name, kind, words",
     [
@@ -392,8 +466,13 @@ def test_dtensors_are_as_one_process(how: str, name: str) -> None:
         ("sharded features", NotImplementedError, "features of input are sharded"),
         ("a plain bias", RuntimeError, "linear_bias is a plain tensor"),
         ("a group beside DTensors", ValueError, "group is for plain tensors"),
-        ("out of range", IndexError, "37"),
+        ("out of range", IndexError, "target 37 at row 0"),
         ("few bytes", ValueError, "max_logits_bytes=100 is less than one row needs"),
+        ("few bytes for backward", ValueError, "max_logits_bytes=1500 is less than one row needs"),
+        ("a stat on one rank", (ValueError, RuntimeError), "perplexity"),
+        ("summing without a group", ValueError, "input_gradient is for classes that are spread over a group"),
+        ("summing of DTensors", ValueError, "input_gradient is for plain tensors"),
+        ("no gradient on one rank", RuntimeError, "whether gradients are recorded is False on rank 1"),
     ],
 )
 def test_a_mistake_is_told_on_every_rank(name: str, kind: Any, words: str) -> None:

@@ -77,13 +77,14 @@ def fused_linear_softmax_xent(
             Default: the bytes of `linear_weight`, or 32 MiB if that is more. Less is slower.
         accum_dtype: in which the gradient of linear_weight is summed over chunks: the dtype of linear_weight, the
             default, or float32, which takes a matrix of that dtype more and is rounded once instead of once a chunk.
-        group: the ranks among whom the classes are spread, of torch.distributed; None: this process has them all. Each
-            calls it alike, for the same rows, and passes what concerns the classes, (C) above, of its own alone.
+        group: the ranks among whom the classes are spread, of torch.distributed; None: this process has them all
+            (group.WORLD is all ranks). Each calls it alike, for the same rows, and passes what concerns the classes,
+            (C) above, of its own alone.
         vocab_start, vocab_size: as for `vocab_parallel_softmax_xent`, with a group.
         input_gradient: how the ranks' gradients of `input` are summed: "all_reduce", each is given the sum;
             "reduce_scatter": each passes a part of the rows as `input`, along its first dimension, parts of one size in
-            the order of ranks; all are gathered, and its gradient is that of its own (sequence parallelism). The
-            target and the results are of all rows. "partial": not at all, that is left to the caller.
+            the order of ranks; all are gathered, and kept until backward, and its gradient is that of its own (sequence
+            parallelism). The target and the results are of all rows. "partial": not at all, that is left to the caller.
 
     The sum or mean makes its gradients in forward and keeps them for backward: three products in all. reduction="none",
     float16, and stats that may be differentiated make the logits again in backward: four. A tensor that requires no
@@ -95,8 +96,9 @@ def fused_linear_softmax_xent(
     amounts to. Under FSDP2 call this in the forward of the module that owns the weight, where it is whole.
 
     With a group no rank has logits beyond two chunks, which share max_logits_bytes. Each chunk has one collective, that
-    of `vocab_parallel_softmax_xent`, under the product of the next; backward has that of the input's gradient alone.
-    The same bits on every rank; as there, differentiable once, not under torch.func, and eager under torch.compile.
+    of `vocab_parallel_softmax_xent`, under the product of the next; backward has that of the input's gradient. A mean
+    with class weights, and a logit_scale that learns, have one more, of a number. The same bits on every rank; as
+    there, differentiable once, not under torch.func, and eager under torch.compile.
 
     DTensors say all that themselves: linear_weight Shard(0) on one dimension of the mesh, linear_bias likewise; input
     Replicate there, or sharded by rows, which is sequence parallelism; on other dimensions input and target may be
@@ -165,7 +167,14 @@ def fused_linear_softmax_xent_with_stats(
     With `prediction` and `correct` alone it is three products; lse, entropy and target_logprob, which may be
     differentiated, make it four.
     """
-    wanted = check_stats(stats, STATS, target, False)
+    wanted: tuple[str, ...] = ()
+    failed = None
+    try:
+        wanted = check_stats(stats, STATS, target, False)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if group is None:
+            raise
+        failed = error  # told to the other ranks
     names = tuple(dict.fromkeys("prediction" if name == "correct" else name for name in wanted))
     loss, found = _linear(
         input=input,
@@ -191,6 +200,7 @@ def fused_linear_softmax_xent_with_stats(
         vocab_size=vocab_size,
         input_gradient=input_gradient,
         names=names,
+        failed=failed,
     )
     prediction, correct = found.prediction, None
     if "correct" in wanted:
@@ -237,8 +247,6 @@ def linear_logprobs(
     """
     if (target is None) == (ids is None):
         raise TypeError("pass either target, the class of each token, or ids, several classes of each")
-    if ids is not None and group is not None:
-        raise ValueError("several ids of each token do not go with a group: pass target")
     if ids is not None and shift:
         raise ValueError("shift is for target: pass input[..., :-1, :] with ids")
     names: tuple[str, ...] = ("entropy",) if ids is not None else ("target_logprob", "entropy")
@@ -297,8 +305,10 @@ def _linear(
     vocab_start: int | None,
     vocab_size: int | None,
     input_gradient: str,
+    failed: Exception | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, Stats]:
+    """failed: what is wrong already."""
     if is_dtensor(arguments["linear_weight"]) and is_dtensor(arguments["input"]):
         from .parallel.dtensor_linear import dtensor_linear
 
@@ -306,16 +316,22 @@ def _linear(
         found: tuple[Tensor, Stats] = dtensor_linear(partial(_linear, names=names), shift=shift, **place, **arguments)
         return found
     if group is None:
-        for name, given in (("vocab_start", vocab_start), ("vocab_size", vocab_size)):
-            if given is not None:
+        place = {"vocab_start": (vocab_start, None), "vocab_size": (vocab_size, None)}
+        for name, (given, neutral) in (place | {"input_gradient": (input_gradient, "all_reduce")}).items():
+            if given != neutral:
                 raise ValueError(f"{name} is for classes that are spread over a group: pass the group")
         rows = _rows(shift=shift, **arguments)
         loss, stats = _of_rows(rows.head, rows.call.inputs, rows.call.options, rows.how, names)
     else:
         from .parallel.linear import of_group
 
+        def prepare(ranks: int) -> Rows:
+            if failed is not None:
+                raise failed
+            return _rows(shift=shift, ranks=ranks, **arguments)
+
         rows, loss, stats = of_group(
-            lambda ranks: _rows(shift=shift, ranks=ranks, **arguments),
+            prepare,
             names,
             group,
             vocab_start,
@@ -353,6 +369,8 @@ def _rows(
     ranks: int | None = None,
 ) -> Rows:
     """ranks: those with a part of the rows each, where the classes are spread over a group."""
+    if several and ranks is not None:
+        raise ValueError("several ids of each token do not go with a group: pass target")
     _check_linear(input, linear_weight, target, linear_bias, shift)
     if max_logits_bytes is None and ranks is not None:
         max_logits_bytes = OF_WIDEST

@@ -220,15 +220,17 @@ def sizes_of(
     gathered: bool,
     n_cols: int | None = None,
     rooms: int = 1,
+    beside: int = 0,
 ) -> Sizes:
-    """So that `rooms` chunks take `max_bytes` at most, with all that is allocated for them; as if of n_cols classes."""
+    """So that `rooms` chunks take `max_bytes` at most, with all that is allocated for them; as if of n_cols classes.
+    beside: bytes of a row, of what else is."""
     x, weight, bias = head
     max_bytes = how.max_bytes // rooms
     n_features, target = weight.shape[1], inputs.target
     n_cols = len(weight) if n_cols is None else n_cols
     wide = _acc(x).itemsize
     operand = how.operand.itemsize if x.is_cuda else wide
-    row = n_cols * wide + 2 * n_features * wide + (n_cols + n_features) * operand * (operand < wide)
+    row = beside + n_cols * wide + 2 * n_features * wide + (n_cols + n_features) * operand * (operand < wide)
     piece = 0
     if target.is_floating_point():  # stats have logits of their own beside probabilities
         piece = n_cols * (target.itemsize * (gathered + bool(wanted.target)) + wide)
@@ -269,7 +271,7 @@ def _run(
     later: those that backward will want, for which the bytes have to suffice too.
     """
     if given is None:
-        _check_exist(inputs, len(head.weight), options)
+        check_exist(inputs, len(head.weight), options)
     rows, inputs = that_count(inputs, options, how.valid_rows)
     target, acc = inputs.target, _acc(head.input)
     n_rows = len(target)
@@ -360,7 +362,7 @@ def that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tupl
     return torch.argsort(counted, stable=True, descending=True)[:valid_rows], inputs
 
 
-def _check_exist(inputs: Inputs, n_cols: int, options: Options) -> None:
+def check_exist(inputs: Inputs, n_cols: int, options: Options) -> None:
     """Raises IndexError before anything is made; the kernels have NaN instead."""
     target = inputs.target
     if target.is_floating_point() or dispatch.uses_kernels(target) or target.numel() == 0:

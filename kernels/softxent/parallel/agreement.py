@@ -1,9 +1,10 @@
 """Whether the ranks of a group mean the same call, found out once for each group and set of shapes.
 
 Each rank sends what it was called with; all of them look at all of it, and raise the same error. A rank whose own
-arguments are wrong sends its error instead, so that no other waits for it. What was agreed is remembered, and later
-calls of the same shapes exchange nothing for it: from then on a rank that differs, or fails, is to the others as one
-that died.
+arguments are wrong sends its error instead, so that no other waits for it. What was agreed is remembered by what is
+equal on all ranks, so that all of them remember it or none. Later calls of the same shapes exchange nothing for it, or
+two numbers where no vocab_size says how many classes there are: from then on a rank that differs, or fails, is to the
+others as one that died.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from torch import Tensor
 from .shards import Shard
 
 MOST = 4096  # sets of shapes remembered of a group
-_agreed: WeakKeyDictionary[Any, dict[Any, list[tuple[int, int, int]]]] = WeakKeyDictionary()
+Slices = list[tuple[int, int, int]]  # start, n_cols, n_classes of each rank
+_agreed: WeakKeyDictionary[Any, dict[Any, tuple[Slices, list[Any]]]] = WeakKeyDictionary()
 
 
 def group_of(group: Any) -> Any:
@@ -44,19 +46,27 @@ def agree(
     vocab_size: int | None,
     equal: dict[str, Tensor | None],
     error: Exception | None,
+    device: torch.device | None = None,
 ) -> Shard:
     """This rank's shard.
 
-    names: what may not change without a new agreement. same: what has to be the same on every rank; equal: tensors
-    likewise.
+    names: what may not change without a new agreement, equal on all ranks. same: what has to be the same on every
+    rank; equal: tensors likewise. device: of what is sent.
 
     Raises `error` here and RuntimeError elsewhere; RuntimeError on every rank where they differ; ValueError on every
-    rank for slices that do not make up the classes.
+    rank for slices that do not make up the classes. Once the group has agreed on something, an error is raised here
+    alone: the others may be in a collective of their own already.
     """
     known = _agreed.setdefault(group, {})
-    key = (n_local, vocab_start, vocab_size, *names)
-    shards = known.get(key) if error is None else None
+    if error is not None and known:
+        raise error
+    key = (vocab_size, *names)
+    shards, held = known.get(key, (None, [])) if error is None else (None, [])
     me = dist.get_rank(group)
+    if shards is not None and vocab_size is None and _held_by_all(group, n_local, vocab_start, device) != held:
+        shards = None
+    elif shards is not None and vocab_size is not None:
+        _check_held(shards[me], n_local, vocab_start)
     if shards is None:
         mine = {"error": f"{type(error).__name__}: {error}"} if error else {"error": None, **same}
         if error is None:
@@ -71,8 +81,27 @@ def agree(
         shards = slices_of([said for _, said in of_ranks], ranks)
         if len(known) >= MOST:
             known.clear()
-        known[key] = shards
+        held = [(size, -1 if start is None else start) for _, (size, start, _) in of_ranks]
+        known[key] = shards, held
     return Shard(*shards[me], max(n_cols for _, n_cols, _ in shards), group)
+
+
+def _held_by_all(group: Any, n_local: int, vocab_start: int | None, device: torch.device | None) -> list[Any]:
+    """n_local and vocab_start, -1 for None, of each rank."""
+    mine = torch.tensor([n_local, -1 if vocab_start is None else vocab_start], device=device)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, mine, group=group)
+    return [tuple(of_rank) for of_rank in torch.stack(found).tolist()]
+
+
+def _check_held(agreed: tuple[int, int, int], n_local: int, vocab_start: int | None) -> None:
+    start, n_cols, n_classes = agreed
+    moved = n_cols > 0 and vocab_start not in (None, start)
+    if n_local < n_cols or moved:
+        raise RuntimeError(
+            f"this rank holds {n_local} classes{f' from {vocab_start} on' if moved else ''}, and ranks agreed that it "
+            f"has [{start}, {start + n_cols}) of vocab_size={n_classes}: in one group they are spread in one way"
+        )
 
 
 def _check_same(said: Sequence[dict[str, Any]], ranks: Sequence[int]) -> None:

@@ -125,7 +125,7 @@ def dtensor_loss(
             stats=stats,
         )
     out = loss_and_stats(loss, found, y, wanted)
-    if reduction == "mean" and layout.over_rows:  # what is averaged over the ranks; its gradient is that of the sum
+    if reduction == "mean" and layout.row_parts > 1:  # what is averaged over the ranks; its gradient is that of the sum
         loss = loss + (layout.row_parts - 1) * loss.detach()
     loss = placed(loss, layout, layout.reduced(reduction), shape if reduction == "none" else torch.Size())
     return LossAndStats(loss, *(None if x is None else placed(x, layout, layout.rows, shape) for x in out[1:]))

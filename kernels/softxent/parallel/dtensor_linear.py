@@ -22,6 +22,7 @@ from .dtensor import Layout, Placements, check_mesh, count_of, local_part, numbe
 @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
 def dtensor_linear(call: Callable[..., tuple[Tensor, Stats]], **arguments: Any) -> tuple[Tensor, Stats]:
     """call: the op on this rank's part, and the group."""
+    arguments = dict.fromkeys(("weight", "sample_weight", "normalizer")) | arguments
     x, weight, bias = arguments["input"], arguments["linear_weight"], arguments["linear_bias"]
     mesh, over = weight.device_mesh, _over_classes(weight)
     rows: Placements = tuple(Replicate() if i == over else p for i, p in enumerate(x.placements))
@@ -66,7 +67,7 @@ def dtensor_linear(call: Callable[..., tuple[Tensor, Stats]], **arguments: Any) 
         "input_gradient": "partial",
     }
     loss, stats = call(**arguments)
-    if arguments["reduction"] == "mean" and layout.over_rows:  # averaged over the ranks; its gradient is the sum's
+    if arguments["reduction"] == "mean" and layout.row_parts > 1:  # averaged over the ranks; its gradient is the sum's
         loss = loss + (layout.row_parts - 1) * loss.detach()
     each = arguments["reduction"] == "none"
     loss = placed(loss, layout, layout.reduced(arguments["reduction"]), shape if each else torch.Size())
@@ -86,8 +87,9 @@ def _over_classes(weight: DTensor) -> int:
 
 def _check(arguments: dict[str, Any], layout: Layout) -> None:
     x, weight, bias = arguments["input"], arguments["linear_weight"], arguments["linear_bias"]
-    for name in ("group", "vocab_start", "vocab_size"):
-        if arguments[name] is not None:
+    plain = {"group": None, "vocab_start": None, "vocab_size": None, "input_gradient": "all_reduce"}
+    for name, neutral in plain.items():
+        if arguments[name] != neutral:
             raise ValueError(f"{name} is for plain tensors: DTensors say it themselves")
     if arguments.get("several"):
         raise ValueError("several ids of each token do not go with a DTensor: pass target")

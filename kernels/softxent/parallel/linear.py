@@ -2,6 +2,7 @@
 
     z = x @ W.T + b                 [chunk, shard.n_cols] of each rank: one product
     sums, exchange, combine         shards.py: one collective a chunk, under the product of the next chunk
+                                    (and one of a number each: for a mean with class weights, for a learned scale)
     z <- dloss/dz                   in place, knowing what all ranks know
     dx = z @ W,  dW += z.T @ x      W and its gradient are a rank's own; dx is its summand, which `Whole` adds up
 
@@ -17,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dispatch import on_device_of
 from ..functional import reduced
 from ..linear_rows import (
     OF_WIDEST,
@@ -24,6 +26,7 @@ from ..linear_rows import (
     Head,
     How,
     Products,
+    check_exist,
     default_bytes,
     empty_rows,
     made_in_forward,
@@ -34,7 +37,7 @@ from ..linear_rows import (
 from ..options import Inputs, Options, Stats
 from ..transforms import in_higher_order_backward
 from .agreement import agree, group_of
-from .shards import Row, Shard, exchange, fields_of, implementation
+from .shards import MOST_FIELDS, Row, Shard, exchange, fields_of, implementation
 from .vocab import as_divisor, check_call, check_slice, said
 
 if TYPE_CHECKING:
@@ -76,11 +79,15 @@ def of_group(
     equal = {"target": None if inputs.target.is_floating_point() else inputs.target}
     equal["sample_weight"] = inputs.sample_weight
     wants = tuple(t is not None and t.requires_grad for t in (*rows.head, inputs.target))
-    same["what requires a gradient"] = wants
-    decides = (*decides, x.shape, input_gradient, how, weight.dtype, bias is not None, wants, torch.is_grad_enabled())
-    shard = agree(group, decides, same, len(weight), vocab_start, vocab_size, equal, None)
+    same |= {"what requires a gradient": wants, "whether gradients are recorded": torch.is_grad_enabled()}
+    same["the dtype of products"] = how.operand
+    often = how._replace(valid_rows=None), torch.is_grad_enabled()  # a count of rows is another one in each step
+    decides = (*decides, x.shape, input_gradient, *often, weight.dtype, bias is not None, wants)
+    with on_device_of(x):
+        shard = agree(group, decides, same, len(weight), vocab_start, vocab_size, equal, None, x.device)
     if shard.n_classes == 0 and len(inputs.target):
         raise IndexError(f"no class to choose from: none of the {dist.get_world_size(group)} ranks holds one")
+    check_exist(inputs, shard.n_classes, call.options)  # here, where a row's number is that of the caller
     if how.max_bytes == OF_WIDEST:
         how = how._replace(max_bytes=default_bytes(shard.widest, weight))
     n_cols = shard.n_cols
@@ -214,14 +221,28 @@ def _unpacked(tensors: Sequence[Any]) -> tuple[Head, Inputs]:
 class _Chunks:
     """The rows that count, some at a time, and their products: as many chunks on each rank, however many classes."""
 
-    def __init__(self, head: Head, inputs: Inputs, options: Options, shard: Shard, how: How, wanted: Gradients) -> None:
+    def __init__(
+        self,
+        head: Head,
+        inputs: Inputs,
+        options: Options,
+        shard: Shard,
+        how: How,
+        wanted: Gradients,
+        rooms: int,
+        later: Gradients | None = None,
+    ) -> None:
+        """later: those that backward will want, for which the bytes have to suffice too."""
         self.head = head
         self.rows, self.inputs = that_count(inputs, options, how.valid_rows)
         n_rows = len(self.inputs.target)
         self.count = n_rows if self.rows is None else len(self.rows)
         some = self.rows is not None
-        self.sizes = sizes_of(head, self.inputs, how, wanted, self.count, some, shard.widest, ROOMS)
-        self.products = Products(head, how, self.sizes, wanted, n_rows, not some, ROOMS)
+        row = 2 * dist.get_world_size(shard.group) * MOST_FIELDS * self.inputs.logits.itemsize  # gathered, and moved
+        self.sizes = sizes_of(head, self.inputs, how, wanted, self.count, some, shard.widest, rooms, row)
+        if later is not None:
+            sizes_of(head, self.inputs, how, later, self.count, some, shard.widest)
+        self.products = Products(head, how, self.sizes, wanted, n_rows, not some, rooms)
         self.dtarget = inputs.target.new_zeros(inputs.target.shape) if wanted.target else None
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor, Inputs]]:
@@ -298,7 +319,7 @@ def _forward(
 ) -> tuple[Tensor, Stats, Row, Gradients | None]:
     """The loss, the stats, what is known of rows, and the gradients if they are made at once."""
     now = wanted if at_once else Gradients(*[False] * 5)
-    chunks = _Chunks(head, inputs, options, shard, how, now)
+    chunks = _Chunks(head, inputs, options, shard, how, now, ROOMS, None if at_once else wanted)
     inputs, target = chunks.inputs, inputs.target
     acc = inputs.logits.dtype
     module, fields = implementation(inputs.logits), fields_of(inputs, options, names)
@@ -351,7 +372,7 @@ def _backward(
     dloss: Tensor | None,
     dstats: Stats,
 ) -> Gradients:
-    chunks = _Chunks(head, inputs, options, shard, how, wanted)
+    chunks = _Chunks(head, inputs, options, shard, how, wanted, rooms=1)
     each = dloss is not None and dloss.dim() > 0
     for at, x, part in chunks:
         row = Row(*(None if y is None else y[at] for y in rows))  # type: ignore[arg-type]

@@ -34,6 +34,8 @@ from torch import Tensor
 from .. import dispatch
 from ..options import Inputs, Options, is_given
 
+MOST_FIELDS = 8  # of fields_of
+
 
 class Shard(NamedTuple):
     """The classes [start, start + n_cols) of n_classes, which this rank of the group holds."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..checks import INTEGRAL, check_stats
+from ..dispatch import on_device_of
 from ..functional import STATS, Call, LossAndStats, as_vector, call_of, loss_and_stats, reduced
 from ..options import Inputs, Options, Stats, is_given
 from ..transforms import in_transform, is_traced
@@ -52,8 +53,9 @@ def vocab_parallel_softmax_xent(
         group: the ranks among whom the classes are spread (mesh.get_group("tp")); None for all.
         vocab_start: the class that is this rank's first. Default: ranks hold one slice after another. The slices of
             all ranks, in whatever order, have to make up [0, vocab_size).
-        vocab_size: the number of classes. Logits of classes from there on are padding: not read, of gradient 0.
-            Default: the sum of all C_local.
+        vocab_size: the number of classes. Logits of classes from there on are padding: not read, of gradient 0. In one
+            group, classes of one vocab_size are spread in one way. Default: the sum of all C_local, which every call
+            then has to ask the others for: one small collective more, for which a GPU's host waits.
         sample_weight, normalizer: as for `fused_softmax_xent`, the same on every rank. Each may require a gradient.
         logit_scale: likewise; for its gradient, backward gathers one number of each rank.
         inplace: write the gradient over the logits, in backward. Until then nothing else may write to them.
@@ -164,7 +166,9 @@ def vocab_parallel(
     replicated = {"target": None if inputs.target.is_floating_point() else inputs.target}
     replicated["sample_weight"] = inputs.sample_weight
     n_local = inputs.logits.shape[1]
-    shard = agree(group, names, same, n_local, vocab_start, vocab_size, replicated, None)
+    device = inputs.logits.device
+    with on_device_of(inputs.logits):
+        shard = agree(group, names, same, n_local, vocab_start, vocab_size, replicated, None, device)
     if shard.n_classes == 0 and inputs.target.numel() > 0:
         raise IndexError(f"no class to choose from: none of the {dist.get_world_size(group)} ranks holds one")
     loss, found = loss_of_shard(inputs, call.options, shard, wanted, call.inplace)

@@ -208,13 +208,14 @@ def combine_kernel(
     INF: tl.constexpr = float("-inf")
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_range = rows < n_rows
+    to_rank = tl.cast(stride_rank, tl.int64)
     eps, share = smoothing(extras, n_classes, acc)
     zero = tl.zeros([BLOCK], acc)
 
     # all shards' sums, moved to the largest m
     highest = zero + INF
     for i in range(n_ranks):
-        at = rows + i * stride_rank
+        at = rows + i * to_rank
         highest = tl.maximum(highest, tl.load(sums.m + at, mask=in_range, other=0.0))
     shift = finite_or_zero(highest)
     rest, below, total, gap, moment, w_y = zero, zero, zero, zero, zero, zero
@@ -223,7 +224,7 @@ def combine_kernel(
     holders = tl.zeros([BLOCK], tl.int32)
     best = tl.full([BLOCK], NOWHERE, tl.int64)
     for i in range(n_ranks):
-        at = rows + i * stride_rank
+        at = rows + i * to_rank
         m_i = tl.load(sums.m + at, mask=in_range, other=0.0)
         rest_i = tl.load(sums.rest + at, mask=in_range, other=0.0)
         less = exp(m_i - shift)
