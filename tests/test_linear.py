@@ -172,7 +172,7 @@ def test_a_budget_makes_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(sizes(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(linear_rows, "_sizes", noted)
+    monkeypatch.setattr(linear_rows, "sizes_of", noted)
     case = Case(n_rows=64, n_cols=100)
     case.y.clamp_(0)
     whole = case.ours()

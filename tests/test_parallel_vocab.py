@@ -213,9 +213,10 @@ def with_kernels(rank: int) -> dict[Any, Any]:
 
     logits, target = (rows(torch.float32)[name] for name in ("input", "target"))
     local = logits[:, slice(*SLICINGS["three"][rank]["at"])].clone().requires_grad_()
-    weight, number = torch.ones(local.shape[1]), torch.tensor(0.1)
+    weight = torch.ones(local.shape[1])
+    given: dict[str, Any] = {"group": None, "vocab_size": N_CLASSES, "logit_scale": torch.tensor(0.1), "softcap": 9.0}
     for _ in range(2):  # the first is agreed on, which waits
-        loss = vocab_parallel_softmax_xent(local, target, weight, group=None, logit_scale=number, softcap=9.0)
+        loss = vocab_parallel_softmax_xent(local, target, weight, **given)
         loss.backward()
         for name in names:
             setattr(torch.Tensor, name, raises)
