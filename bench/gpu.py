@@ -143,7 +143,7 @@ def first_calls(given: argparse.Namespace, cases: list[Case]) -> Iterator[dict[s
             if contender.op == case.op and not name.startswith("eager"):
                 taken = suite.first_call(case, contender, machine)
                 if taken is not None:
-                    yield {f"{name} at {case}": round(taken, 3)}
+                    yield {f"{name} at {case}": round(taken, 6)}
         machine.free()
 
 

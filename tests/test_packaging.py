@@ -15,7 +15,7 @@ import pytest
 from setuptools import find_packages
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"softxent", "softxent.cpu", "softxent.integrations", "softxent.triton_kernels"}
+PACKAGES = {"softxent", "softxent.cpu", "softxent.integrations", "softxent.parallel", "softxent.triton_kernels"}
 
 # As a user without them: torch works without numpy, and softxent without Triton.
 WITHOUT = """

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from ..functional import LossAndStats, call_of, loss_and_stats, loss_of
-from .vocab import vocab_parallel
+from .call import vocab_parallel
 
 Placements = tuple[Placement, ...]
 

@@ -37,8 +37,8 @@ from ..linear_rows import (
 from ..options import Inputs, Options, Stats
 from ..transforms import in_higher_order_backward
 from .agreement import agree, group_of
+from .call import as_divisor, check_call, check_slice, said
 from .shards import MOST_FIELDS, Row, Shard, exchange, fields_of, implementation
-from .vocab import as_divisor, check_call, check_slice, said
 
 if TYPE_CHECKING:
     from ..linear import Rows
