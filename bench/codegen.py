@@ -255,7 +255,7 @@ def has_budget(row: dict[str, Any]) -> bool:
 
 
 # The goal is 0.8 of the bytes' time, and 1 of rows of less than 256 columns. What misses it: how far, and why it may.
-BOTH_WAYS = "counted with both ways through a chunk, the target's and the others'"
+BOTH_WAYS = "counted with both ways through a chunk, of which fewer are executed (executed.md)"
 MISSES: dict[tuple[str, int], tuple[float, str]] = {
     ("float32", 2048): (1.4, f"98 % of a copy on an H100; {BOTH_WAYS}"),
     ("bfloat16", 4096): (1.1, f"100 % of a copy on an H100; {BOTH_WAYS}"),
