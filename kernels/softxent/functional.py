@@ -319,9 +319,7 @@ def _of_rows(
             wanted,
         )
         if inputs.sample_weight is not None:
-            skipped = inputs.sample_weight == 0
-            found = {name: x for name, x in stats._asdict().items() if x is not None}
-            stats = Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
+            stats = stats.without(inputs.sample_weight == 0)
         return reduced(loss, inputs, options).to(loss_dtype), stats
     if traced:
         loss, stats = compiled.row_loss(inputs, options, kernel_stats if not soft else NO_STATS)

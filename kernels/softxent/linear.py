@@ -423,9 +423,7 @@ def _of_rows(head: Head, inputs: Inputs, options: Options, how: How, names: tupl
         bare = inputs._replace(sample_weight=None, normalizer=None)
         loss, stats = _of_rows(head, bare, options._replace(reduction="none"), how._replace(valid_rows=None), names)
         if v is not None:
-            skipped = v == 0
-            found = {name: getattr(stats, name) for name in names}
-            stats = Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
+            stats = stats.without(v == 0)
         return reduced(loss, inputs, options), stats
     wanted = (grad and x is not None and x.requires_grad for x in (*head, inputs.target, inputs.logit_scale))
     return linear_rows.linear_loss(head, inputs, options, how, names, Gradients(*wanted))

@@ -43,6 +43,11 @@ class Stats(NamedTuple):
     target_logprob: Tensor | None = None
     prediction: Tensor | None = None  # int64
 
+    def without(self, skipped: Tensor) -> "Stats":
+        """Of rows that do not count: 0, and class -1."""
+        found = {name: x for name, x in self._asdict().items() if x is not None}
+        return Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
+
 
 DIFFERENTIABLE = ("lse", "entropy", "target_logprob")
 

@@ -68,8 +68,7 @@ def loss_of_shard(
     rows = inputs._replace(sample_weight=None if learned or v is None else v.detach())
     loss, stats, counts = row_loss(rows, options, shard, names, inplace)
     if learned and v is not None:
-        found = {name: x for name, x in stats._asdict().items() if x is not None}
-        stats = Stats(**{name: x.masked_fill(v == 0, -1 * (name == "prediction")) for name, x in found.items()})
+        stats = stats.without(v == 0)
     if options.reduction == "mean" and n is None:
         n = as_divisor(inputs, options, counts)
     return reduced(loss, inputs._replace(normalizer=n), options), stats

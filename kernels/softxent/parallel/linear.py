@@ -38,7 +38,7 @@ from ..options import Inputs, Options, Stats
 from ..transforms import in_higher_order_backward
 from .agreement import agree, group_of
 from .call import as_divisor, check_call, check_slice, said
-from .shards import MOST_FIELDS, Row, Shard, exchange, fields_of, implementation
+from .shards import MOST_FIELDS, Row, Shard, exchange, fields_of, gather, implementation
 
 if TYPE_CHECKING:
     from ..linear import Rows
@@ -110,8 +110,7 @@ class Whole(torch.autograd.Function):
         if input_gradient != "reduce_scatter":
             return x.view_as(x)
         whole = x.new_empty(len(x) * dist.get_world_size(group), x.shape[1])
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(whole, x.contiguous(), group=group)
+        gather(whole, x.contiguous(), group)
         return whole
 
     @staticmethod
@@ -140,8 +139,7 @@ def _loss(
     alone, how = options._replace(reduction="none"), how._replace(valid_rows=None)
     loss, stats = VocabLinear.of(head, bare, alone, shard, how, names)
     if learned[0] and v is not None:
-        found = {name: getattr(stats, name) for name in names}
-        stats = Stats(**{name: x.masked_fill(v == 0, -1 * (name == "prediction")) for name, x in found.items()})
+        stats = stats.without(v == 0)
     else:
         inputs = inputs._replace(sample_weight=None)  # it is in the losses of rows
     return reduced(loss, inputs, options), stats

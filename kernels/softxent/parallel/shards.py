@@ -78,9 +78,13 @@ def exchange(sums: Tensor, shard: Shard, async_op: bool = False) -> tuple[Tensor
     gathered = sums.new_empty(ranks, *sums.shape)
     if sums.numel() == 0:
         return gathered, None
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until PyTorch 2.12
-    work = gather(gathered.flatten(0, 1), sums, group=shard.group, async_op=async_op)
-    return gathered, work
+    return gathered, gather(gathered.flatten(0, 1), sums, shard.group, async_op)
+
+
+def gather(out: Tensor, mine: Tensor, group: Any, async_op: bool = False) -> Any:
+    """What every rank gives, one after the other, in `out`; and what to wait for, with `async_op`."""
+    of_torch = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name until PyTorch 2.12
+    return of_torch(out, mine, group=group, async_op=async_op)
 
 
 def implementation(logits: Tensor) -> Any:

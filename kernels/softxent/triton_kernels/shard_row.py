@@ -361,7 +361,8 @@ def gradient_kernel(
         r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, row, active, U
     )
     _, log_d = log_normalizer(m, rest, z_y)
-    factors = scale, bend, smooth, tl.where(active, r * (1.0 - eps), 0.0)
+    factors = m, log_d, scale, bend, smooth, tl.where(active, r * (1.0 - eps), 0.0)
+    out = dlogits_ptr, dtarget_ptr, starts
     until = tl.where(active, last, 0) // GRANULE * GRANULE
     until_end = tl.where(active, high, 0)
     tl.debug_barrier()  # the gradient may go over the logits, of which another warp may still want the target's
@@ -372,49 +373,13 @@ def gradient_kernel(
         t = x
         if SOFT:
             t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-        write_chunk(
-            dlogits_ptr,
-            dtarget_ptr,
-            starts,
-            x,
-            t,
-            at,
-            first,
-            last,
-            m,
-            log_d,
-            factors,
-            formula,
-            cotangents,
-            GRANULE,
-            ODD,
-            SOFT,
-            U,
-        )
+        write_chunk(out, x, t, at, first, last, factors, formula, cotangents, GRANULE, ODD, SOFT, U)
     if ODD:
         x = load_chunk(x_ptr, 1, ends, low, until_end, INF, "evict_first", THREADS, 1, ODD)
         t = x
         if SOFT:
             t = load_chunk(t_ptr, strides.target_col, ends, low, until_end, 0.0, "evict_first", THREADS, 1, ODD)
-        write_chunk(
-            dlogits_ptr,
-            dtarget_ptr,
-            starts,
-            x,
-            t,
-            ends,
-            low,
-            high,
-            m,
-            log_d,
-            factors,
-            formula,
-            cotangents,
-            1,
-            ODD,
-            SOFT,
-            U,
-        )
+        write_chunk(out, x, t, ends, low, high, factors, formula, cotangents, 1, ODD, SOFT, U)
     if not SOFT:
         if dlogits_ptr is not None:
             tl.debug_barrier()  # the target's value goes over what another thread may have written there

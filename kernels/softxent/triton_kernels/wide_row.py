@@ -183,17 +183,13 @@ def sums_of_row(sums):
 
 @triton.jit
 def write_chunk(
-    dlogits_ptr,
-    dtarget_ptr,
-    starts,  # of the row, in both
+    out,  # dlogits_ptr, dtarget_ptr, and where the row starts in each
     x,
     t,
     at,
     low,
     high,
-    m,
-    log_d,
-    factors,
+    factors,  # m, log_d, and what makes its gradients
     formula,
     cotangents,
     GRANULE: tl.constexpr,
@@ -202,7 +198,8 @@ def write_chunk(
     U: tl.constexpr,
 ):
     """The gradients at columns in [low, high), as if none of them were the target class."""
-    scale, bend, smooth, of_t = factors
+    dlogits_ptr, dtarget_ptr, starts = out
+    m, log_d, scale, bend, smooth, of_t = factors
     extras = formula[3]
     z, slope = logit_map(x, None, extras, m.dtype)
     if dlogits_ptr is not None:
@@ -370,76 +367,23 @@ def wide_row_kernel(
         scale, bend, smooth, at_target = gradient_of_row(
             r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, row, active, U
         )
-        factors = scale, bend, smooth, tl.where(active, r * (1.0 - eps), 0.0)
+        factors = m, log_d, scale, bend, smooth, tl.where(active, r * (1.0 - eps), 0.0)
+        out = dlogits_ptr, dtarget_ptr, starts
         for k in tl.static_range(HELD):
             at = k * CHUNK + lane
             t = held[k]
             if SOFT:
                 t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-            write_chunk(
-                dlogits_ptr,
-                dtarget_ptr,
-                starts,
-                held[k],
-                t,
-                at,
-                first,
-                last,
-                m,
-                log_d,
-                factors,
-                formula,
-                cotangents,
-                GRANULE,
-                ODD,
-                SOFT,
-                U,
-            )
+            write_chunk(out, held[k], t, at, first, last, factors, formula, cotangents, GRANULE, ODD, SOFT, U)
         for start in range(HELD * CHUNK, last, CHUNK):
             at = start + lane
             x = load_chunk(x_ptr, strides.col, at, first, until, INF, "evict_first", THREADS, GRANULE, ODD)
             t = x
             if SOFT:
                 t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-            write_chunk(
-                dlogits_ptr,
-                dtarget_ptr,
-                starts,
-                x,
-                t,
-                at,
-                first,
-                last,
-                m,
-                log_d,
-                factors,
-                formula,
-                cotangents,
-                GRANULE,
-                ODD,
-                SOFT,
-                U,
-            )
+            write_chunk(out, x, t, at, first, last, factors, formula, cotangents, GRANULE, ODD, SOFT, U)
         if ODD:
-            write_chunk(
-                dlogits_ptr,
-                dtarget_ptr,
-                starts,
-                x_end,
-                t_end,
-                ends,
-                low,
-                high,
-                m,
-                log_d,
-                factors,
-                formula,
-                cotangents,
-                1,
-                ODD,
-                SOFT,
-                U,
-            )
+            write_chunk(out, x_end, t_end, ends, low, high, factors, formula, cotangents, 1, ODD, SOFT, U)
         if CLASS:
             if dlogits_ptr is not None:
                 tl.debug_barrier()  # the target's value goes over what another thread may have written there
