@@ -151,7 +151,8 @@ def test_the_lesson_takes_less_than_an_hour_as_it_says(page: str) -> None:
     prose = re.sub(r"```.*?```|\$\$.*?\$\$|<[^>]*>|!?\]\([^)]*\)", " ", page, flags=re.DOTALL)
     characters = len(re.findall(r"[\u4e00-\u9fff]", prose))
     words = len(re.findall(r"\$[^$]+\$|[A-Za-z0-9][\w.,%'-]*", re.sub(r"[\u4e00-\u9fff]", " ", prose)))
-    minutes = words / 180 + characters / 300 + formulas + sum(1 + 0.5 * (c.count("\n") > 10) for c in code)
+    minutes = words / 180 + characters / 300 + formulas
+    minutes += sum(1 + 0.5 * (len(re.findall(r"\S.*\n", block)) > 10) for block in code)
     minutes += 1.5 * exercises + 0.25 * len(commands(page)) + SECONDS_OF_COMMANDS / 60
     print(f"{minutes:.1f} minutes")
     assert 45 < minutes < 60
