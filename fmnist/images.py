@@ -3,6 +3,7 @@
 Unless it is asked for, nothing is scaled, cropped or averaged to fit: the classes would be those of an image that
 nobody has seen. `fit` makes an image of any photograph, step by step as the images of the data set were made (Xiao,
 Rasul and Vollgraf, 2017, section 2): grey, margins cut off, the longer side made 28 pixels, centred, light on black.
+Theirs lay on white. What another lies on is taken for black, whatever its grey.
 """
 
 import warnings
@@ -17,7 +18,8 @@ from .models import SIDE
 
 KINDS = ("1", "L", "P", "LA", "RGB", "RGBA")  # Pillow's modes of up to 8 bits a channel
 T = TypeVar("T")
-MARGIN = 32  # grey levels: what differs less from the background is margin
+MARGIN = 32  # grey levels: what differs less from the ground is ground
+DETAIL = 512  # pixels of the longer side: more would be thrown away in any case
 
 
 def read(path: Path) -> np.ndarray:
@@ -37,7 +39,7 @@ def read(path: Path) -> np.ndarray:
 
 def fit(path: Path) -> tuple[np.ndarray, str]:
     """A photograph as [28, 28] uint8, and what was done to it, in words. UserError for a file that holds no image."""
-    return _opened(path, _fitted)
+    return _opened(path, lambda image: _fitted(image, path))
 
 
 def _opened(path: Path, use: Callable[[Any], T]) -> T:
@@ -53,37 +55,71 @@ def _opened(path: Path, use: Callable[[Any], T]) -> T:
             return use(image)
     except FileNotFoundError as error:
         raise UserError(f"the image {path} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has more pixels than Pillow takes: make it smaller") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if path.suffix.lower() in (".heic", ".heif"):
+            raise UserError(f"{path} is of a format that Pillow does not read: export it as JPEG") from error
         raise UserError(f"{path} is not an image, or not a whole one ({type(error).__name__})") from error
 
 
-def _fitted(image: Any) -> tuple[np.ndarray, str]:
+def _fitted(image: Any, path: Path) -> tuple[np.ndarray, str]:
     from PIL import Image, ImageOps
 
-    done = [f"{image.width} x {image.height} made grey"]
-    upright = ImageOps.exif_transpose(image)  # a phone stores how it was held, not the image turned
-    on_white = Image.new("RGBA", upright.size, "white")
-    on_white.alpha_composite(upright.convert("RGBA"))
-    grey = on_white.convert("L")
-    if looks_inverted(np.asarray(grey)):
-        grey = ImageOps.invert(grey)
-        done.append("inverted")
+    longest, done = max(image.size), [f"{image.width} x {image.height} made grey"]
+    image.draft(None, (DETAIL, DETAIL))  # of a large JPEG no more is decoded than will be looked at
+    grey = _made_grey(ImageOps.exif_transpose(image))  # a phone stores how it was held, not the image turned
     if grey.size == (SIDE, SIDE):  # cut and centred by whoever made it so
-        return np.asarray(grey), ", ".join(done)
-    levels = np.asarray(grey)
-    rows, columns = np.nonzero(levels > np.median(_border(levels)) + MARGIN)
-    if len(rows):
-        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-        if box != (0, 0, *grey.size):
-            grey = grey.crop(box)
-            done.append(f"cut to {grey.width} x {grey.height}")
-        thing = levels[box[1] : box[3], box[0] : box[2]] > np.median(_border(levels)) + MARGIN
-        if not (thing.any(0).all() and thing.any(1).all()):  # background from edge to edge between two parts
-            done.append("in parts where the model knows one thing")
-    small = ImageOps.contain(grey, (SIDE, SIDE), Image.Resampling.BOX)
+        inverted = looks_inverted(np.asarray(grey))
+        return np.asarray(ImageOps.invert(grey) if inverted else grey), ", ".join(done + ["inverted"] * inverted)
+    grey.thumbnail((DETAIL, DETAIL), Image.Resampling.BOX)
+    levels, stands_out, inverted = _on_black(grey)
+    if not stands_out.any():
+        raise UserError(f"nothing in {path} stands out from its edges: the thing must lie whole on a plain ground")
+    if inverted:
+        done.append("inverted")
+    if _border(stands_out).mean() > 0.25:
+        done.append("no plain ground around it")
+    rows, columns = (np.flatnonzero(stands_out.any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    thing = Image.fromarray(levels[box])
+    if thing.size != grey.size:
+        done.append("cut to {} x {}".format(*(round(side * longest / max(grey.size)) for side in thing.size)))
+    if len(rows) < thing.height or len(columns) < thing.width:  # ground from edge to edge between two parts
+        done.append("in parts where the model knows one thing")
+    width, height = (max(1, round(SIDE * side / max(thing.size))) for side in thing.size)
     canvas = Image.new("L", (SIDE, SIDE))
-    canvas.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
-    return np.asarray(canvas), ", ".join([*done, f"resized to {small.width} x {small.height}"])
+    small = thing.resize((width, height), Image.Resampling.BOX)
+    canvas.paste(small, ((SIDE - width) // 2, (SIDE - height) // 2))
+    return np.asarray(canvas), ", ".join([*done, f"resized to {width} x {height}"])
+
+
+def _on_black(grey: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The thing light, what it lies on black, [h, w] uint8; where it stands out, bool; whether it is the darker."""
+    from PIL import ImageFilter
+
+    ground = float(np.median(_border(np.asarray(grey))))
+    smooth = grey.filter(ImageFilter.GaussianBlur(max(grey.size) / DETAIL))  # a speck is no thing
+    contrast = np.asarray(smooth, np.float32) - ground
+    stands_out = np.abs(contrast) > MARGIN
+    inverted = bool(contrast[stands_out].sum() < 0)
+    range_ = -ground if inverted else 255 - ground
+    levels = (np.asarray(grey, np.float32) - ground) / (range_ or 1) * 255
+    return np.where(stands_out, levels.clip(0, 255), 0).round().astype(np.uint8), stands_out, inverted
+
+
+def _made_grey(image: Any) -> Any:
+    """An image of any of Pillow's modes in 8 bits; where it is transparent, there is a ground to stand out from."""
+    from PIL import Image
+
+    if image.mode[0] in "IF":  # more bits, or fractions: the brightest is white
+        deep = np.asarray(image, np.float32)
+        return Image.fromarray((deep * (255 / max(deep.max(), 1e-9))).clip(0, 255).astype(np.uint8))
+    whole = image.convert("RGBA")
+    grey, cover = whole.convert("L"), whole.getchannel("A")
+    thing = np.asarray(grey)[np.asarray(cover) > 127]
+    ground = Image.new("L", grey.size, 0 if thing.size and thing.mean() > 127 else 255)
+    return Image.composite(grey, ground, cover)
 
 
 def _grey(image: Any, path: Path) -> np.ndarray:

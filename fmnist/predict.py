@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="*", type=Path, help=help)
     take.add_checkpoint(parser)
     help = (
-        "Take a photograph of any size: make it grey, invert it where its border is light, cut off the margins, and "
-        "resize it to 28 x 28 pixels, as the data set's own images were made; and say what was done"
+        "Take a photograph, of any size, of one thing on a plain ground, which is taken for black: make it grey, "
+        "invert it where the thing is darker than the ground, cut off the margins, and resize it to 28 x 28 pixels, as "
+        "the data set's own images were made; and say what was done"
     )
     parser.add_argument("--resize", action="store_true", help=help)
     parser.add_argument("--top", metavar="K", type=take.positive_int, default=3, help="How many classes to print")

@@ -143,6 +143,82 @@ def test_an_enlarged_export_is_taken_by_resize_and_a_sheet_of_several_images_is_
     assert ", in parts where the model knows one thing, resized to 28 x " in of_sheet
 
 
+LAID = np.full((300, 400), 230, np.uint8)  # a T-shirt, darker than the table it lies on
+LAID[60:100, 80:320] = LAID[100:260, 140:260] = 40
+BRIGHT = {  # what is darker than the table comes out light
+    "photo.jpg": lambda path: Image.fromarray(LAID).convert("RGB").save(path),
+    "cmyk.jpg": lambda path: Image.fromarray(LAID).convert("CMYK").save(path),
+    "turned.jpg": lambda path: Image.fromarray(LAID).transpose(Image.Transpose.ROTATE_90).save(path, exif=_turned()),
+    "grey.png": lambda path: Image.fromarray(LAID).save(path),
+    "palette.gif": lambda path: Image.fromarray(LAID).quantize(4).save(path),
+    "deep.png": lambda path: Image.fromarray(LAID.astype(np.uint16) * 257).save(path),
+    "deeper.tiff": lambda path: Image.fromarray(LAID.astype(np.int32) * 257).save(path),
+    "float.tiff": lambda path: Image.fromarray((LAID / 255).astype(np.float32)).save(path),
+    "dark_on_clear.png": lambda path: _on_clear(40).save(path),
+    "light_on_clear.png": lambda path: _on_clear(215).save(path),
+    "grey_on_clear.png": lambda path: _on_clear(40).convert("LA").save(path),
+    "shadows.jpg": lambda path: _on_ground(np.linspace(190, 220, 400), 40).save(path),
+    "white_on_grey.jpg": lambda path: _on_ground(np.linspace(110, 130, 400), 235).save(path),
+    "white_on_black.jpg": lambda path: _on_ground(np.full(400, 20.0), 220).save(path),
+    "black_on_dark.jpg": lambda path: _on_ground(np.full(400, 70.0), 12).save(path),
+}
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def _on_clear(level: int) -> Image.Image:
+    levels = np.full((*LAID.shape, 4), level, np.uint8)
+    levels[..., 3] = np.where(LAID == 40, 255, 0)
+    return Image.fromarray(levels)
+
+
+def _on_ground(row: np.ndarray, level: int) -> Image.Image:
+    noise = np.random.default_rng(1).normal(0, 4, LAID.shape)
+    return Image.fromarray((np.where(LAID == 40, level, row) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", BRIGHT)
+def test_a_thing_is_light_on_black_whatever_it_lies_on_and_its_file_is_made_of(tmp_path: Path, name: str) -> None:
+    BRIGHT[name](tmp_path / name)
+    found, done = images.fit(tmp_path / name)
+    expected = np.zeros((28, 28), np.uint8)
+    expected[2:7] = expected[2:26, 7:21] = 210
+    inside = expected > 0
+    assert found[~inside].mean() < 12 and np.median(found[~inside]) == 0, done
+    assert 180 < np.median(found[inside]) < 250 and (found[inside] > 100).mean() > 0.9, done
+    assert ("inverted" in done) == (name not in ("light_on_clear.png", "white_on_grey.jpg", "white_on_black.jpg"))
+    assert "cut to 24" in done and "plain ground" not in done
+
+
+def test_what_cannot_be_a_thing_on_a_plain_ground_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (600, 400), (250, 240, 230)).save(tmp_path / "blank.jpg")
+    Image.new("L", (4000, 3)).save(tmp_path / "thin.png")
+    Image.new("L", (600, 600)).save(tmp_path / "huge.png")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150_000)
+    for name, message in (
+        ("blank.jpg", "blank.jpg stands out from its edges: the thing must lie whole on a plain ground"),
+        ("thin.png", "thin.png stands out from its edges"),
+        ("huge.png", "huge.png has more pixels than Pillow takes: make it smaller"),
+        ("phone.heic", "phone.heic is of a format that Pillow does not read: export it as JPEG"),
+    ):
+        assert predict(trained, tmp_path / name, "--resize") == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    Image.fromarray(np.linspace(0, 255, 300 * 400).reshape(300, 400).astype(np.uint8)).save(tmp_path / "busy.png")
+    line = np.zeros((4, 3000), np.uint8)
+    line[1:3, 10:-10] = 255
+    Image.fromarray(line).save(tmp_path / "line.png")
+    assert "no plain ground around it" in images.fit(tmp_path / "busy.png")[1]
+    assert "resized to 28 x 1" in images.fit(tmp_path / "line.png")[1]
+
+
 def _box(image: np.ndarray) -> list[slice]:
     return [slice(int(x.min()), int(x.max()) + 1) for x in np.nonzero(image > 0)]
 
@@ -154,11 +230,16 @@ def _extent(image: np.ndarray) -> list[int]:
 def test_a_photo_is_predicted_and_what_was_done_to_it_is_said(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("RGB", (600, 400), (250, 240, 230)).save(tmp_path / "blank.jpg")
+    photo = np.full((3000, 4000), 200, np.uint8)
+    photo[500:1500, 1000:3000] = 60
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
     Image.fromarray(DATASET.test_images[3]).save(tmp_path / "fits.png")
-    assert predict(trained, tmp_path / "blank.jpg", tmp_path / "fits.png", "--resize") == 0
-    blank, fits = capsys.readouterr().out.splitlines()[-2:]
-    assert blank.startswith(f"{tmp_path / 'blank.jpg'} (600 x 400 made grey, inverted, resized to 28 x 19): ")
+    assert predict(trained, tmp_path / "photo.jpg", tmp_path / "fits.png", "--resize") == 0
+    of_photo, fits = capsys.readouterr().out.splitlines()[-2:]
+    found = re.search(
+        r"photo.jpg \(4000 x 3000 made grey, inverted, cut to (\d+) x (\d+), resized to 28 x 14\): ", of_photo
+    )
+    assert found and abs(int(found[1]) - 2000) < 20 and abs(int(found[2]) - 1000) < 20
     assert "(28 x 28 made grey): " in fits
     assert predict(trained, tmp_path / "fits.png") == 0
     assert printed(capsys.readouterr().out.splitlines()[-1]) == printed(fits), "an image that fits is left as it is"
