@@ -43,7 +43,7 @@ setup(
     extras_require={
         "triton": ['triton>=3.6; platform_system == "Linux"'],
         # for the training script and the benchmark suite of the checkout
-        "fmnist": ["numpy", "tqdm", "matplotlib", "safetensors", "pillow", "tensorboard"],
+        "fmnist": ["numpy", "tqdm", "matplotlib", "safetensors", "pillow", "tensorboard", "jinja2"],
         "bench": ["numpy", "scipy", "tabulate", "matplotlib", "pytest", "pytest-benchmark"],
     },
 )

@@ -10,7 +10,7 @@ import torch
 from . import data, device, idx
 from .arguments import add_data, add_device, positive_int
 from .data import LABELS, FashionMNIST
-from .train import Split
+from .loop import Split, splits
 
 BATCH_SIZE = 256
 SECONDS = 0.5  # of timing the batcher
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     mean, deviation = pixel_moments(dataset.train_images)
     print(f"\ntraining pixels in [0, 1]: mean {mean:.5f}, standard deviation {deviation:.5f}")
     print(f"reader: {n_images / seconds:,.0f} images/s, read, decompressed and checked ({seconds:.2f} s for all)")
-    split = Split(torch.tensor(dataset.train_images, device=place), torch.tensor(dataset.train_labels, device=place))
+    split, _ = splits(dataset, place)
     rate = batcher_rate(split, arguments.batch_size)
     print(f"batcher: {rate:,.0f} images/s, shuffled, in batches of {arguments.batch_size}, on {place} ({why})")
 

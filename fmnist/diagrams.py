@@ -18,12 +18,11 @@ import torch
 from . import data, files, loop, plots, scratch, state
 from .command import Parser, exit_code
 from .config import Config
-from .loop import Split
 from .losses import LOSSES
 
 FOLDER = Path("docs/pictures")
 FIXED = {"svg.hashsalt": "softxent", "svg.fonttype": "none", "font.size": 11}
-SAFE, RIGHT, WRONG = "#0b6fb8", "#2a8f3c", "#c4401c"
+SAFE, WRONG = "#0b6fb8", "#c4401c"
 
 
 def regression(figure: Any) -> None:
@@ -178,19 +177,13 @@ def lost_classes(figure: Any, dataset: data.FashionMNIST) -> None:
 
 def trained(config: Config, dataset: data.FashionMNIST) -> list[tuple[float, float]]:
     """The training loss and the test accuracy after each epoch."""
-    training, test = _splits(dataset)
+    training, test = loop.splits(dataset)
     now = state.State.fresh(config, torch.device("cpu"))
     found = []
     for epoch in range(1, config.epochs + 1):
         train_loss, _ = loop.one_epoch(config, now.model, now.optimizer, training, now.shuffle, epoch)
         found.append((train_loss, loop.evaluate(now.model, test, LOSSES[config.loss])[1]))
     return found
-
-
-def _splits(dataset: data.FashionMNIST) -> tuple[Split, Split]:
-    pairs = ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels))
-    training, test = (Split(torch.tensor(images), torch.tensor(labels)) for images, labels in pairs)
-    return training, test
 
 
 DRAWN: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {

@@ -7,7 +7,7 @@ import torch
 
 from . import arguments as take
 from . import checkpoint, data, device, metrics, plots
-from .loop import Split, logits_of
+from .loop import logits_of, splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"device: {place} ({why})")
     name, model = checkpoint.load(arguments.checkpoint, expect=arguments.model)
     dataset = data.load(arguments.data, arguments.require_full_data)
-    split = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
+    _, split = splits(dataset, place)
     found = metrics.measure(logits_of(model.to(place), split))
     print(
         f"{name}: test loss {found.loss:.4f} (perplexity {found.perplexity:.3f}), "

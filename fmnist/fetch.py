@@ -12,10 +12,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+from . import progress
 from .errors import UserError
+from .files import whole
 
 MIRRORS = (
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -24,6 +26,7 @@ MIRRORS = (
 )
 CONNECT_SECONDS = 5
 FILE_SECONDS = 300  # for the whole of a file, of which the largest has 26 MB: a server that drips is left
+MINE = f"{os.getpid()}."  # what this process has not yet downloaded whole
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("usr/share/datasets/fashion-mnist")
 
@@ -53,10 +56,11 @@ def _download(url: str, path: Path, verify: Verify) -> None:
         size = response.headers.get("Content-Length", "")
         total = int(size) if size.isdecimal() else None  # for the bar only: the checksum says whether it is whole
         until = time.monotonic() + FILE_SECONDS
-        with _atomic(path) as temporary, open(temporary, "wb") as file, _progress(path.name, total) as advance:
+        bar = progress.bar(desc=path.name, total=total, unit="B", unit_scale=True)
+        with closing(bar), whole(path, MINE) as temporary, open(temporary, "wb") as file:
             while block := response.read1(1 << 16):  # what has come: `read` would wait for all 64 KiB
                 file.write(block)
-                advance(len(block))
+                bar.update(len(block))
                 if time.monotonic() > until:
                     raise UserError(f"{path.name} was not there after {FILE_SECONDS} seconds")
             file.flush()
@@ -93,7 +97,7 @@ def from_debian(names: list[str], folder: Path, verify: Verify) -> str:
         _run(["dpkg-deb", "-x", str(packages[0]), str(work / "unpacked")], work)
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            with _atomic(folder / name) as path:
+            with whole(folder / name, MINE) as path:
                 shutil.copyfile(work / "unpacked" / DEBIAN_DIR / name, path)
                 verify(path)
     return f"Debian's package {packages[0].name}"
@@ -107,40 +111,3 @@ def _run(command: list[str], cwd: Path) -> None:
     if result.returncode:
         lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit status {result.returncode}"]
         raise UserError(f"{command[0]} {command[-1]}: {lines[-1]}")
-
-
-class _atomic:
-    """A temporary path that becomes `path` if the block succeeds, and is removed if it does not."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # The suffix stays, for it says whether the file is compressed.
-        self.temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-class _progress:
-    """A progress bar of tqdm's where it is installed; it gives a function that takes the bytes done."""
-
-    def __init__(self, name: str, size: int | None) -> None:
-        self.bar: Any = None
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return
-        self.bar = tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None)
-
-    def __enter__(self) -> Callable[[int], object]:
-        return self.bar.update if self.bar is not None else lambda n: None
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -25,19 +25,28 @@ def require_safetensors() -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def whole(path: Path, by: str = "") -> Iterator[Path]:
     """A name to write to; what is there in the end replaces `path` in one step, or nothing does if it raises.
 
-    CannotWrite where it cannot be written. The name keeps its suffix, by which some libraries choose the format.
+    The name keeps its suffix, by which some libraries choose the format. Where several may write the file, `by` tells
+    them apart.
     """
-    temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
+    temporary = path.with_name(f".{by}partial.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The same, and CannotWrite where it cannot be written."""
+    try:
+        with whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

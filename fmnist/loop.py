@@ -13,6 +13,7 @@ import softxent
 
 from . import mixup
 from .config import Config
+from .data import FashionMNIST
 from .losses import loss_and_prediction
 from .models import N_CLASSES
 from .ranks import ALONE, Ranks
@@ -37,6 +38,12 @@ class Split:
     def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Pixels in [0, 1] as [n, 784] float32, and labels as int64."""
         return self.images[rows].flatten(1).float().div_(255), self.labels[rows].long()
+
+
+def splits(dataset: FashionMNIST, place: torch.device | str = "cpu") -> tuple[Split, Split]:
+    """Training and test, on the device."""
+    images, labels, test_images, test_labels = (torch.tensor(x, device=place) for x in dataset[:4])
+    return Split(images, labels), Split(test_images, test_labels)
 
 
 def learning_rate(config: Config, step: int, n_steps: int) -> float:

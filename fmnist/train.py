@@ -36,7 +36,7 @@ from . import board, checkpoint, config, data, device, files, metrics, plots, re
 from .command import launched, launcher
 from .config import RECIPES, SCHEDULES, Config, of_model
 from .errors import CannotWrite, Interrupted, UserError
-from .loop import Objective, Split, evaluate, logits_of, one_epoch
+from .loop import Objective, Split, evaluate, logits_of, one_epoch, splits
 from .losses import LOSSES, UNITS
 from .models import MODELS
 from .progress import Progress
@@ -296,8 +296,7 @@ def _prepare(config: Config) -> Setting:
     n_threads = torch.get_num_threads()
     print(f"device: {place} ({why}), {n_threads} thread{'s' if n_threads > 1 else ''}")
     dataset = data.load(config.data, config.require_full_data)
-    training = Split(torch.tensor(dataset.train_images, device=place), torch.tensor(dataset.train_labels, device=place))
-    test = Split(torch.tensor(dataset.test_images, device=place), torch.tensor(dataset.test_labels, device=place))
+    training, test = splits(dataset, place)
     if config.validation >= len(training):
         raise UserError(f"--validation {config.validation} leaves none of {len(training)} images to train on")
     # The last images of the file, whatever the seed: runs with other seeds and rates are measured on the same.

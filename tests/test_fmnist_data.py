@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmnist import data, fetch, idx
+from fmnist import data, fetch, files, idx
 from fmnist.errors import UserError
 
 SHAPES = {
@@ -240,7 +240,7 @@ def test_a_cache_that_cannot_be_written_is_said_with_the_way_out(
 
 def test_an_interrupted_download_is_never_read_as_whole(tmp_path: Path) -> None:
     path = tmp_path / "file.gz"
-    with pytest.raises(KeyboardInterrupt), fetch._atomic(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -148,7 +148,7 @@ def test_what_is_no_run_is_said(tmp_path: Path, folder: Path) -> None:
         report.write(folder)
     (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text('no\n{"event": "end"}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl holds no records of a run: line 1 is not JSON"):
         report.write(folder)
 
 
