@@ -210,7 +210,7 @@ def per_value(row: dict[str, Any], code: list[str], loops: list[list[str]]) -> d
     found, in_loops = by_pipe(code), by_pipe(chain(*loops))
     if "ROWS" in constants:
         times, values = 1.0, constants["ROWS"] * n_cols / threads
-    elif row["kernel"] == "wide_row.wide_row_kernel":
+    elif "HELD" in constants:
         chunk = threads * constants["UNROLL"] * constants["GRANULE"]
         times, values = max(0, -(-n_cols // chunk) - constants["HELD"]), n_cols / threads
     elif row["kernel"] == "softmax.softmax_backward_kernel":

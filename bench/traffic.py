@@ -109,7 +109,8 @@ def _named(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """With the fields of named tuples as arguments of their own."""
     for name, value in arguments:
         if hasattr(value, "_asdict"):
-            yield from _named((f"{name}.{field}", part) for field, part in value._asdict().items())
+            fields = value._asdict().items()
+            yield from _named((part if part.endswith("_ptr") else f"{name}.{part}", one) for part, one in fields)
         else:
             yield name, value
 

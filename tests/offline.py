@@ -200,9 +200,10 @@ class Offline:
 
 def constants_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of a launch that are written in capitals, constants of the kernel, and Triton's options."""
+    found = arguments | (arguments["tile"]._asdict() if "tile" in arguments else {})
     return {
         key: value
-        for key, value in arguments.items()
+        for key, value in found.items()
         if isinstance(value, bool | int) and (key.isupper() or key in ("num_warps", "enable_fp_fusion"))
     }
 

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 def test_launches_by_handles_are_those_of_triton() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / folder) for folder in ("kernels", "tests"))
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / folder) for folder in ("kernels", "tests", "."))
     process = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-4000:]
     found = json.loads(process.stdout)
-    assert found["launches"] > 1000 and found["kernels"] == 7 and found["compiled"] > 100
+    assert found["launches"] > 1000 and found["kernels"] == 10 and found["compiled"] > 100
     assert found["differ"] == []
     assert found["unaligned"] > 0 and found["asked"] == 0
     assert found["asked anew"] == {
@@ -49,8 +49,10 @@ def alone() -> dict[str, Any]:
     from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
+    from bench.codegen import shard_step
     from offline import Driver, pretended
     from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
+    from softxent.options import Inputs, Options
     from softxent.triton_kernels import handles, narrow_rows
 
     launched: list[Any] = []
@@ -115,6 +117,10 @@ def alone() -> dict[str, Any]:
     def softmax_step(n_rows: int, n_cols: int, dtype: torch.dtype) -> None:
         softmax(torch.zeros(n_rows, n_cols, dtype=dtype, requires_grad=True)).sum().backward()
 
+    def of_a_shard(n_cols: int, dtype: torch.dtype, options: dict[str, float], stats: bool) -> None:
+        inputs = Inputs(torch.zeros(5, n_cols, dtype=dtype), torch.zeros(5, dtype=torch.int64))
+        shard_step(inputs, Options(**options), stats)  # type: ignore[arg-type]
+
     def steps_of(rng: random.Random) -> list[Callable[[], None]]:
         steps: list[Callable[[], None]] = []
         for _ in range(400):
@@ -124,6 +130,10 @@ def alone() -> dict[str, Any]:
             dtype = rng.choice((torch.float32, torch.bfloat16, torch.float16, torch.float64))
             if rng.random() < 0.1:
                 steps.append(partial(softmax_step, n_rows, n_cols, dtype))
+                continue
+            if rng.random() < 0.1:
+                smoothing = {"label_smoothing": 0.1} if rng.random() < 0.5 else {}
+                steps.append(partial(of_a_shard, max(16, n_cols // 8), dtype, smoothing, rng.random() < 0.5))
                 continue
             soft = rng.random() < 0.2
             options: dict[str, Any] = {}

@@ -14,19 +14,19 @@ WARPS = (32, 64)  # threads in one
 def test_a_tile_of_narrow_rows_holds_them_and_is_of_powers_of_two(itemsize: int) -> None:
     for n_cols, warp_size, plain in itertools.product(WIDTHS, WARPS, (False, True)):
         width = launch.vector(n_cols, n_cols, 1, itemsize, 0)
-        tile = launch.narrow(n_cols, itemsize, width, plain, warp_size)
+        rows, span, warps = tile = launch.narrow(n_cols, itemsize, width, plain, warp_size)
         for n in tile:
             assert n >= 1 and n & (n - 1) == 0
-        assert tile.SPAN < max(2 * n_cols, 4) * width
-        assert tile.SPAN % width == 0
-        threads = tile.num_warps * warp_size
-        assert threads <= 1024 and tile.ROWS * tile.SPAN // width == threads  # a granule to a thread
+        assert span < max(2 * n_cols, 4) * width
+        assert span % width == 0
+        threads = warps * warp_size
+        assert threads <= 1024 and rows * span // width == threads  # a granule to a thread
 
 
 def test_a_row_of_few_classes_belongs_to_one_thread() -> None:
     for itemsize in (2, 4):
-        assert launch.narrow(10, itemsize, 2, True, 32).SPAN == 2
-    assert launch.narrow(100, 2, 4, True, 32).SPAN == 4 * 4
+        assert launch.narrow(10, itemsize, 2, True, 32)[1] == 2
+    assert launch.narrow(100, 2, 4, True, 32)[1] == 4 * 4
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])

@@ -205,7 +205,7 @@ def matrices(launches: list[Launch], logits: Tensor) -> tuple[float, float]:
     little of anything else."""
     loaded = stored = others = 0
     for one in launches:
-        for moved, ours in ((one.touched, ("logits_ptr", "target_ptr")), (one.stored, ("dlogits_ptr", "dtarget_ptr"))):
+        for moved, ours in ((one.touched, ("logits_ptr", "probs_ptr")), (one.stored, ("dlogits_ptr", "dtarget_ptr"))):
             size = sum(moved.get(name, 0) for name in ours)
             others += sum(moved.values()) - size
             loaded, stored = (loaded + size, stored) if moved is one.touched else (loaded, stored + size)

@@ -40,17 +40,25 @@ class Access(NamedTuple):
 
 
 class Narrow(NamedTuple):
-    """A tile of rows."""
+    """A tile of narrow rows."""
 
+    N_COLS: int
     ROWS: int
-    SPAN: int
-    num_warps: int
+    SPAN: int  # columns of each
+    WIDTH: int  # values in one access to logits
+    GIVEN: int  # to probabilities
+    OUT: int  # to gradients
 
 
-class Softmax(NamedTuple):
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int
+class Wide(NamedTuple):
+    """Chunks of a wide row."""
+
+    THREADS: int
+    UNROLL: int  # granules of a thread in a chunk
+    HELD: int  # chunks that stay in registers
+    GRANULE: int  # values in 16 bytes of logits; 1 if they do not lie side by side
+    GIVEN: int  # GRANULE, if the probabilities lie in granules as the logits do, or 1
+    ODD: bool  # whether rows start and end within a granule
 
 
 def power_of_two_from(n: int) -> int:
@@ -89,8 +97,8 @@ def vector(n_cols: int, stride_row: int, stride_col: int, itemsize: int, address
     return width
 
 
-def narrow(n_cols: int, itemsize: int, width: int, plain: bool, warp_size: int) -> Narrow:
-    """width: values in one access. plain: nothing is summed but exponentials.
+def narrow(n_cols: int, itemsize: int, width: int, plain: bool, warp_size: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile, and warps. width: values in one access. plain: nothing is summed but exponentials.
 
     A row goes to as few threads as can hold it; value by value, to so many that neighbours access a sector together.
     Rows of one thread are stored in pieces, which the cache puts together while there are few.
@@ -102,10 +110,9 @@ def narrow(n_cols: int, itemsize: int, width: int, plain: bool, warp_size: int) 
     else:
         values = 4 if itemsize == 8 else 16
     threads = min(32 if plain and itemsize < 8 else 256, power_of_two_from(cdiv(n_cols, values)))
-    span = threads * width
     lanes = 64 if itemsize == 2 or warp_size == 64 else 32
     lanes = max(lanes, threads)
-    return Narrow(lanes // threads, span, lanes // warp_size)
+    return lanes // threads, threads * width, lanes // warp_size
 
 
 def wide(row_bytes: int, itemsize: int, odd: bool, soft: bool, plain: bool, step: bool) -> tuple[int, int, int]:
@@ -127,10 +134,11 @@ def wide(row_bytes: int, itemsize: int, odd: bool, soft: bool, plain: bool, step
     return 32 * warps, unroll, held
 
 
-def softmax_backward(n_cols: int, warp_size: int) -> Softmax:
+def softmax_backward(n_cols: int, warp_size: int) -> dict[str, int]:
     """Of two matrices, 4096 values of each at a time."""
     block_n = min(4096, power_of_two_from(n_cols))
-    return Softmax(4096 // block_n if n_cols <= NARROW else 1, block_n, 256 // warp_size)
+    block_m = 4096 // block_n if n_cols <= NARROW else 1
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 256 // warp_size}
 
 
 def summing(n: int) -> int:

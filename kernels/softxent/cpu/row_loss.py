@@ -1,6 +1,6 @@
 """Cross-entropy of each row of logits against its target class, in torch operations.
 
-The mathematics of triton_kernels/common.py, where c and a are defined, arranged for what torch does fast. With
+The mathematics of triton_kernels/formula.py, where c and a are defined, arranged for what torch does fast. With
 p = softmax(z) and target y:
 
     miss       = sum_{j != y} p_j             1 - p_y without the subtraction

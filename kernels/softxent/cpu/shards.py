@@ -1,6 +1,6 @@
 """Rows of a shard of the classes, in torch operations: their sums, what all shards' come to, and the gradient.
 
-The mathematics of triton_kernels/common.py; parallel/shards.py says what the sums are. Some rows at a time.
+The mathematics of triton_kernels/formula.py; parallel/shards.py says what the sums are. Some rows at a time.
 """
 
 from collections.abc import Collection, Iterator

@@ -1,6 +1,6 @@
 """Cross-entropy of rows of logits against rows of probabilities, in torch operations.
 
-Same mathematics as triton_kernels/common.py, from log p = log_softmax(z), some rows at a time, k the largest:
+Same mathematics as triton_kernels/formula.py, from log p = log_softmax(z), some rows at a time, k the largest:
 
     lse        = z_k - log p_k
     loss       = -sum_j c_j * log p_j + zeta * lse^2

@@ -26,7 +26,7 @@ def cached_launch(kernel: Any) -> Any:
 
 
 class Kernel:
-    """kernel[grid](*arguments, **constants) on the device of the first argument, which must be the current one.
+    """kernel[grid](*arguments, **constants) on the device of the first tensor, which must be the current one.
 
     constants: all constexpr arguments, which are the last in the kernel's signature, and Triton's options.
     """
@@ -40,7 +40,7 @@ class Kernel:
             if not (ON and specialised_as_here()):
                 self.kernel[grid](*arguments, **constants)
                 return
-            key = [arguments[0].get_device(), knobs.runtime.debug, knobs.compilation.instrumentation_mode]
+            key = [device_of(arguments), knobs.runtime.debug, knobs.compilation.instrumentation_mode]
             key += *constants, *constants.values()
             specialise(arguments, key)
             handle = self.handles.get(tuple(key))
@@ -56,6 +56,11 @@ class Kernel:
                 self.handles[tuple(key)] = compiled, [constants[name] for name in names]
 
         return launch
+
+
+def device_of(arguments: Iterable[Any]) -> int:
+    first = next(x for x in arguments if isinstance(x, Tensor | tuple))
+    return first.get_device() if isinstance(first, Tensor) else device_of(first)
 
 
 def specialise(arguments: Iterable[Any], key: list[Any]) -> None:

@@ -8,7 +8,8 @@ scale_kernel    in backward: the gradient times the incoming one; nothing at all
 import triton
 import triton.language as tl
 
-from .common import divide, load_norm, load_target, load_target_weight
+from .arithmetic import divide
+from .formula import load_norm, load_target, load_target_weight
 from .handles import cached_launch
 
 

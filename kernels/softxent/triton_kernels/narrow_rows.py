@@ -1,4 +1,4 @@
-"""Rows of at most launch.NARROW columns, some in one program: loss, stats and gradients. common.py has the formula.
+"""Rows of at most launch.NARROW columns, some in one program: loss, stats and gradients. formula.py has the formula.
 
 A row is a tuple of spans, each a tile [ROWS, SPAN] of neighbouring columns, and in each span it belongs to the same
 threads: from one, of few classes, to a warp or more. What is computed once a row they compute as often as they are. As
@@ -10,11 +10,12 @@ in wide_row.py the target row is `hard` at the target class, if there is one, an
 import triton
 import triton.language as tl
 
-from .common import (
+from .arithmetic import divide, exp, exp_for, moment_of, nan_unless
+from .formula import (
+    Formula,
+    Row,
     behind,
-    divide,
-    exp,
-    exp_for,
+    compared,
     gradient_of_row,
     load_factor,
     load_norm,
@@ -22,10 +23,7 @@ from .common import (
     load_target,
     load_target_weight,
     logit_map,
-    loss_of_target,
-    moment_of,
-    nan_unless,
-    rows_that_count,
+    loss_of_row,
     smoothing,
     store_stats,
     times_slope,
@@ -65,64 +63,37 @@ def load_span(row_ptr, at, stride_col, mask, WIDTH: tl.constexpr):
 def step_of_rows(
     rows,  # [ROWS]
     r,  # what multiplies their gradients
-    logits_ptr,
-    target_ptr,
-    weight_ptr,
-    sample_weight_ptr,
+    batch,
     cotangents,
     extras,
     outputs,
-    dlogits_ptr,
-    dtarget_ptr,
     n_rows,
     strides,
-    ignore_index,
-    N_COLS: tl.constexpr,
-    SPAN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GIVEN: tl.constexpr,
-    OUT: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The loss of rows; their stats and gradients are written."""
     acc: tl.constexpr = r.dtype
-    if target_ptr is None:
-        CLASS: tl.constexpr = False
-        SOFT: tl.constexpr = False
-    else:
-        CLASS: tl.constexpr = target_ptr.dtype.element_ty.is_int()
-        SOFT: tl.constexpr = target_ptr.dtype.element_ty.is_floating()
-    U: tl.constexpr = SOFT or extras.label_smoothing is not None
+    dtype: tl.constexpr = batch.logits_ptr.dtype.element_ty
+    U: tl.constexpr = batch.probs_ptr is not None or extras.label_smoothing is not None
     MOMENT: tl.constexpr = outputs.entropy is not None or cotangents.entropy is not None
+    N_COLS: tl.constexpr = tile.N_COLS
+    SPAN: tl.constexpr = tile.SPAN
     SPANS: tl.constexpr = (N_COLS + SPAN - 1) // SPAN
-    dtype: tl.constexpr = logits_ptr.dtype.element_ty
     in_range = rows < n_rows
     lane = tl.arange(0, SPAN)[None, :]
-
-    # what they are compared with
     eps, even = smoothing(extras, N_COLS, acc)
-    share = even
-    if CLASS:
-        target, active, valid = load_target(target_ptr, sample_weight_ptr, rows, n_rows, N_COLS, ignore_index)
-        at_y = rows * strides.row + target.to(tl.int64) * strides.col
-        z_y, slope_y = logit_map(tl.load(logits_ptr + at_y, mask=valid, other=0.0), None, extras, acc)
-        w_y = load_target_weight(weight_ptr, target, valid, acc)
-        v = w_y
-    else:
-        active = rows_that_count(sample_weight_ptr, rows, n_rows)
-        target, valid = tl.full(rows.shape, -1, tl.int32), active
-        z_y = tl.full(rows.shape, float("-inf"), acc)
-        w_y, v = tl.zeros(rows.shape, acc), tl.full((), 1.0, acc)
-        if SOFT:
-            share = v
+    formula = Formula(batch.probs_ptr, batch.weight_ptr, eps, even, extras)
+    target = compared(batch, rows, n_rows, N_COLS, strides, formula)
+    active = target.active
 
     # logits, and their maximum
-    row_ptr = rows_at(logits_ptr, rows, strides.row, WIDTH)
+    row_ptr = rows_at(batch.logits_ptr, rows, strides.row, tile.WIDTH)
     z = ()
     slope = ()
     for k in tl.static_range(SPANS):
         at = k * SPAN + lane
         mask = active[:, None] & (at < N_COLS)
-        z_k, slope_k = logit_map(load_span(row_ptr, at, strides.col, mask, WIDTH), None, extras, acc)
+        z_k, slope_k = logit_map(load_span(row_ptr, at, strides.col, mask, tile.WIDTH), None, extras, acc)
         z = z + (tl.where(mask, z_k, float("-inf")),)  # noqa: RUF005
         slope = slope + (slope_k,)  # noqa: RUF005
     m = z[0]
@@ -131,8 +102,8 @@ def step_of_rows(
     m = tl.where(active, tl.max(m, 1), 0.0)
 
     # sums
-    if SOFT:
-        t_ptr = rows_at(target_ptr, rows, strides.target_row, GIVEN)
+    if batch.probs_ptr is not None:
+        t_ptr = rows_at(batch.probs_ptr, rows, strides.target_row, tile.GIVEN)
     rest = tl.zeros([rows.shape[0], SPAN], acc)
     below, moment, total, gap = rest, rest, rest, rest
     best = tl.full([rows.shape[0], SPAN], N_COLS, tl.int32)
@@ -141,7 +112,7 @@ def step_of_rows(
     w = ()
     for k in tl.static_range(SPANS):
         at = k * SPAN + lane
-        e_k = tl.where((at == of_row(target)) | (at >= N_COLS), 0.0, exp_for(z[k] - of_row(m), dtype))
+        e_k = tl.where((at == of_row(target.y)) | (at >= N_COLS), 0.0, exp_for(z[k] - of_row(m), dtype))
         rest += e_k
         e = e + (e_k,)  # noqa: RUF005
         if MOMENT:
@@ -151,13 +122,13 @@ def step_of_rows(
             best = tl.minimum(best, tl.where(z[k] == of_row(m), at, N_COLS))
         if U:
             w_k = tl.where(at < N_COLS, 1.0, 0.0).to(acc) + tl.zeros_like(rest)
-            if weight_ptr is not None:  # a load as wide as the tile: else each would be brought from another thread
-                w_ptr = weight_ptr + tl.broadcast_to(at, rest.shape)
+            if batch.weight_ptr is not None:  # a load as wide as the tile: else each would come from another thread
+                w_ptr = batch.weight_ptr + tl.broadcast_to(at, rest.shape)
                 w_k = tl.load(w_ptr, mask=at < N_COLS, other=0.0).to(acc)
             u_k = w_k
-            if SOFT:
+            if batch.probs_ptr is not None:
                 mask = active[:, None] & (at < N_COLS)
-                t = load_span(t_ptr, at, strides.target_col, mask, GIVEN).to(acc)
+                t = load_span(t_ptr, at, strides.target_col, mask, tile.GIVEN).to(acc)
                 if extras.label_smoothing is not None:
                     t = (1.0 - eps) * t + even
                 u_k = w_k * t
@@ -165,93 +136,58 @@ def step_of_rows(
             gap += weighed_gap(of_row(m), z[k], u_k)
             u = u + (u_k,)  # noqa: RUF005
             w = w + (w_k,)  # noqa: RUF005
-    rest, total = tl.sum(rest, 1), tl.sum(total, 1)
-    moment = tl.sum(moment, 1) + moment_of(exp(z_y - m), behind(m, z_y))
-    d, log_d, loss = loss_of_target(m, rest, z_y, w_y, v, eps, extras)
-    if U:
-        loss += share * (total * log_d + tl.sum(gap, 1))
-    store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, tl.sum(below, 1), moment, tl.min(best, 1))
+    moment = tl.sum(moment, 1) + moment_of(exp(target.z - m), behind(m, target.z))
+    row = Row(m, tl.sum(rest, 1), tl.sum(total, 1), moment)
+    d, log_d, loss = loss_of_row(row, tl.sum(gap, 1), target, formula)
+    store_stats(outputs, rows, in_range, target, row, d, log_d, tl.sum(below, 1), tl.min(best, 1))
 
     # gradients
-    if dlogits_ptr is not None or dtarget_ptr is not None:
-        scale, bend, smooth, at_target = gradient_of_row(
-            r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, rows, active, U
-        )
-        of_t = of_row(tl.where(active, r * (1.0 - eps), 0.0))
-        tl.debug_barrier()  # they may go over the logits, of which another warp may still want z_y
+    if batch.dlogits_ptr is not None or batch.dtarget_ptr is not None:
+        factors = gradient_of_row(r, row, target, formula, cotangents, rows)
+        smooth, of_t = of_row(factors.smooth), of_row(factors.of_t)
+        tl.debug_barrier()  # they may go over the logits, of which another warp may still want the target's
         for k in tl.static_range(SPANS):
             at = k * SPAN + lane
             mask = in_range[:, None] & (at < N_COLS)
-            if dlogits_ptr is not None:
-                dz = of_row(scale) * e[k]
+            if batch.dlogits_ptr is not None:
+                dz = of_row(factors.scale) * e[k]
                 if cotangents.entropy is not None:
-                    dz += of_row(bend) * moment_of(e[k], of_row(m) - z[k])
+                    dz += of_row(factors.bend) * moment_of(e[k], of_row(m) - z[k])
                 if U:
-                    dz -= tl.where(of_row(smooth) == 0.0, 0.0, of_row(smooth) * u[k])
+                    dz -= tl.where(smooth == 0.0, 0.0, smooth * u[k])
                 dz = times_slope(dz, slope[k], extras)
-                if CLASS:
-                    dz = tl.where(at == of_row(target), of_row(times_slope(at_target, slope_y, extras)), dz)
-                out_ptr = rows_at(dlogits_ptr, rows, strides.dlogits_row, OUT) + at
-                tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=mask)
-            if dtarget_ptr is not None:
+                if batch.target_ptr is not None:
+                    dz = tl.where(at == of_row(target.y), of_row(factors.at_target), dz)
+                out_ptr = rows_at(batch.dlogits_ptr, rows, strides.dlogits_row, tile.OUT) + at
+                tl.store(out_ptr, dz.to(batch.dlogits_ptr.dtype.element_ty), mask=mask)
+            if batch.dtarget_ptr is not None:
                 dt = of_t * (of_row(log_d) + (of_row(m) - z[k]))
-                if weight_ptr is not None:
+                if batch.weight_ptr is not None:
                     dt *= w[k]
                 dt = tl.where(of_t == 0.0, 0.0, dt)
-                out_ptr = rows_at(dtarget_ptr, rows, strides.dtarget_row, OUT) + at
-                tl.store(out_ptr, dt.to(dtarget_ptr.dtype.element_ty), mask=mask)
-    return tl.where(active, loss * load_sample_weight(sample_weight_ptr, rows, active, acc), 0.0)
+                out_ptr = rows_at(batch.dtarget_ptr, rows, strides.dtarget_row, tile.OUT) + at
+                tl.store(out_ptr, dt.to(batch.dtarget_ptr.dtype.element_ty), mask=mask)
+    return tl.where(active, loss * load_sample_weight(batch.sample_weight_ptr, rows, active, acc), 0.0)
 
 
 @cached_launch
 @triton.jit
 def narrow_rows_kernel(
-    logits_ptr,  # [n_rows, N_COLS]
-    target_ptr,  # [n_rows] int, or [n_rows, N_COLS] floating point, or None: c = 0
-    weight_ptr,  # [N_COLS], or None: all 1
-    sample_weight_ptr,  # [n_rows], or None: all 1
+    batch,  # Batch
     norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: no mean
     cotangents,  # Cotangents
     extras,  # Extras
     outputs,  # Outputs; with SUMMED the loss is one number a program
-    dlogits_ptr,  # [n_rows, N_COLS] out, perhaps the logits; or None
-    dtarget_ptr,  # likewise, of probabilities
     n_rows,
     strides,  # Strides
-    ignore_index,
     NORMS: tl.constexpr,
     SUMMED: tl.constexpr,
-    N_COLS: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPAN: tl.constexpr,
-    WIDTH: tl.constexpr,  # values in one access to logits
-    GIVEN: tl.constexpr,  # to probabilities
-    OUT: tl.constexpr,  # to gradients
+    tile: tl.constexpr,  # launch.Narrow
 ):
-    acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    r = load_factor(cotangents, strides.dloss, norm_ptr, sample_weight_ptr, rows, rows < n_rows, NORMS, acc)
-    loss = step_of_rows(
-        rows,
-        r,
-        logits_ptr,
-        target_ptr,
-        weight_ptr,
-        sample_weight_ptr,
-        cotangents,
-        extras,
-        outputs,
-        dlogits_ptr,
-        dtarget_ptr,
-        n_rows,
-        strides,
-        ignore_index,
-        N_COLS,
-        SPAN,
-        WIDTH,
-        GIVEN,
-        OUT,
-    )
+    acc: tl.constexpr = tl.float64 if batch.logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    rows = tl.program_id(0).to(tl.int64) * tile.ROWS + tl.arange(0, tile.ROWS)
+    r = load_factor(cotangents, strides.dloss, norm_ptr, batch.sample_weight_ptr, rows, rows < n_rows, NORMS, acc)
+    loss = step_of_rows(rows, r, batch, cotangents, extras, outputs, n_rows, strides, tile)
     if outputs.loss is not None:
         if SUMMED:
             tl.store(outputs.loss + tl.program_id(0), tl.sum(loss, 0))
@@ -262,29 +198,19 @@ def narrow_rows_kernel(
 @cached_launch
 @triton.jit
 def small_batch_kernel(
-    logits_ptr,  # as narrow_rows_kernel, but that all is done by one program
-    target_ptr,
-    weight_ptr,
-    sample_weight_ptr,
+    batch,  # as narrow_rows_kernel, but that all is done by one program
     norm_ptr,  # [1] the mean's divisor, or None: counted here
     cotangents,  # that of the loss is one number
     extras,
     outputs,  # the loss is one number
-    dlogits_ptr,
-    dtarget_ptr,
     n_rows,
     strides,
-    ignore_index,
     MEAN: tl.constexpr,
-    N_COLS: tl.constexpr,
-    ROWS: tl.constexpr,
-    SPAN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GIVEN: tl.constexpr,
-    OUT: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """The mean's divisor, the losses and their sum or mean, the gradients."""
-    acc: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    acc: tl.constexpr = tl.float64 if batch.logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ROWS: tl.constexpr = tile.ROWS
     n = tl.full((), 1.0, acc)
     if norm_ptr is not None:
         n = load_norm(norm_ptr, 0, acc)
@@ -292,36 +218,15 @@ def small_batch_kernel(
         n = tl.zeros((), acc)
         for start in range(0, n_rows, ROWS):
             rows = start + tl.arange(0, ROWS).to(tl.int64)
-            target, active, valid = load_target(target_ptr, None, rows, n_rows, N_COLS, ignore_index)
-            n += tl.sum(tl.where(active, load_target_weight(weight_ptr, target, valid, acc), 0.0), 0)
+            y, active, valid = load_target(batch.target_ptr, None, rows, n_rows, tile.N_COLS, extras.ignore_index)
+            n += tl.sum(tl.where(active, load_target_weight(batch.weight_ptr, y, valid, acc), 0.0), 0)
         n += nan_unless(n != 0.0, acc)
     loss = tl.zeros([ROWS], acc)
     for start in range(0, n_rows, ROWS):
         rows = start + tl.arange(0, ROWS).to(tl.int64)
-        r = load_sample_weight(sample_weight_ptr, rows, rows < n_rows, acc)
+        r = load_sample_weight(batch.sample_weight_ptr, rows, rows < n_rows, acc)
         if cotangents.loss is not None:
             r *= tl.load(cotangents.loss).to(acc)
-        r = divide(r, n)
-        loss += step_of_rows(
-            rows,
-            r,
-            logits_ptr,
-            target_ptr,
-            weight_ptr,
-            sample_weight_ptr,
-            cotangents,
-            extras,
-            outputs,
-            dlogits_ptr,
-            dtarget_ptr,
-            n_rows,
-            strides,
-            ignore_index,
-            N_COLS,
-            SPAN,
-            WIDTH,
-            GIVEN,
-            OUT,
-        )
+        loss += step_of_rows(rows, divide(r, n), batch, cotangents, extras, outputs, n_rows, strides, tile)
     if outputs.loss is not None:
         tl.store(outputs.loss, divide(tl.sum(loss, 0), n).to(outputs.loss.dtype.element_ty))

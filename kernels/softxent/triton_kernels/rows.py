@@ -22,8 +22,9 @@ from .. import launch
 from ..dispatch import on_device_of
 from ..options import Inputs, Options, Stats, empty_stats, is_given
 from . import mean, narrow_rows, wide_row
-from .common import Cotangents, Extras, Outputs, Strides
+from .formula import Batch, Cotangents, Extras, Outputs, Strides
 
+SUMMING: dict[str, Any] = {"BLOCK": launch.SUM, "num_warps": launch.SUM_WARPS, **launch.OPTIONS}
 NO_COTANGENTS = Cotangents(None, None, None, None)
 NO_STATS = Stats()
 NO_OUTPUTS = Outputs(None, *NO_STATS)
@@ -35,7 +36,7 @@ def forward(
     inputs: Inputs, options: Options, dtype: torch.dtype, needs_grad: bool, inplace: bool, wanted: frozenset[str]
 ) -> tuple[Tensor, Stats, list[Any]]:
     """The loss in `dtype`, the stats, and what `backward` wants: the gradients, and parts of the mean's divisor."""
-    inputs = _indexable(inputs)
+    inputs = indexable(inputs)
     logits, target, reduction = inputs.logits, inputs.target, options.reduction
     acc = torch.promote_types(logits.dtype, torch.float32)
     needs_dtarget = target.requires_grad
@@ -68,7 +69,7 @@ def backward(
 ) -> Gradients:
     """The gradients that are wanted, each in the dtype of what it is of, made anew."""
     made, norm, kept[:2] = (kept[0], kept[1]), kept[2], (None, None)
-    inputs = _indexable(inputs)
+    inputs = indexable(inputs)
     logits, reduction = inputs.logits, options.reduction
     at_once = all(x is None for x in dstats) and _at_once(inputs, reduction, needs_dtarget)  # the bits of forward
     cotangents = NO_COTANGENTS
@@ -97,7 +98,7 @@ def scaled(dloss: Tensor, kept: list[Any], inplace: bool) -> Gradients:
     return made
 
 
-def _indexable(inputs: Inputs) -> Inputs:
+def indexable(inputs: Inputs) -> Inputs:
     """With vectors that the kernels can index."""
     target = inputs.target if inputs.target.is_floating_point() else inputs.target.contiguous()
     weight, sample_weight = (None if x is None else x.contiguous() for x in (inputs.weight, inputs.sample_weight))
@@ -148,17 +149,8 @@ def _norm(inputs: Inputs, options: Options) -> Tensor | int | None:
         return n_rows
     acc = torch.promote_types(inputs.logits.dtype, torch.float32)
     norm = inputs.logits.new_empty(launch.summing(n_rows), dtype=acc)
-    mean.norm_kernel[(len(norm),)](
-        inputs.target,
-        inputs.weight,
-        norm,
-        n_rows,
-        n_cols,
-        options.ignore_index,
-        BLOCK=launch.SUM,
-        num_warps=launch.SUM_WARPS,
-        **launch.OPTIONS,
-    )
+    ignore_index = options.ignore_index
+    mean.norm_kernel[(len(norm),)](inputs.target, inputs.weight, norm, n_rows, n_cols, ignore_index, **SUMMING)
     return norm
 
 
@@ -167,7 +159,7 @@ def _norms(norm: Tensor | int | None, inputs: Inputs) -> int:
     return len(norm) if isinstance(norm, Tensor) and norm is not inputs.normalizer else 0
 
 
-def _numbers(inputs: Inputs, options: Options) -> Extras:
+def extras_of(inputs: Inputs, options: Options) -> Extras:
     """Numbers as they are, but for float64 logits as tensors, since a kernel's number is a float32."""
     values: list[Any] = [
         options.label_smoothing if is_given(options.label_smoothing) else None,
@@ -179,25 +171,22 @@ def _numbers(inputs: Inputs, options: Options) -> Extras:
         values = [inputs.logits.new_full((), x) if isinstance(x, float) else x for x in values]
     if inputs.logit_scale is not None:
         values[3] = inputs.logit_scale
-    return Extras(*values)
+    return Extras(*values, options.ignore_index)  # type: ignore[call-arg]
 
 
-def _arguments(
-    inputs: Inputs,
-    options: Options,
-    norm: Tensor | int | None,
-    cotangents: Cotangents,
-    outputs: Outputs,
-    gradients: Gradients,
-) -> tuple[tuple[Any, ...], Strides]:
-    """Of any kernel that works on rows: tensors, and strides."""
-    strides = Strides(
+def batch_of(inputs: Inputs, gradients: Gradients) -> Batch:
+    logits, target, weight, sample_weight, *_ = inputs
+    target, probs = (None, target) if _is_soft(inputs) else (target, None)
+    return Batch(logits, target, probs, weight, sample_weight, *gradients)
+
+
+def strides_of(inputs: Inputs, gradients: Gradients, dloss: Tensor | None) -> Strides:
+    return Strides(
         *inputs.logits.stride(),  # type: ignore[call-arg]
         *(inputs.target.stride() if _is_soft(inputs) else (0, 0)),
         *(0 if x is None else x.stride(0) for x in gradients),
-        cotangents.loss.stride(0) if cotangents.loss is not None and cotangents.loss.dim() else 0,
+        0 if dloss is None or dloss.dim() == 0 else dloss.stride(0),
     )
-    return (*inputs[:4], norm, cotangents, _numbers(inputs, options), outputs, *gradients), strides
 
 
 def launch_rows(
@@ -210,72 +199,66 @@ def launch_rows(
 ) -> int:
     """Returns how many numbers were written of the loss: one a row, or, where it is reduced, of narrow rows one a
     program."""
-    logits = inputs.logits
-    n_rows, n_cols = logits.shape
-    if n_cols > launch.MOST:
-        raise RuntimeError(f"{n_cols} classes: the kernels take {launch.MOST} at most")
-    tensors, strides = _arguments(inputs, options, norm, cotangents, outputs, gradients)
-    norms = _norms(norm, inputs)
-    if n_cols <= launch.NARROW:
-        tile = _tile(inputs, gradients, _is_plain(inputs, options, cotangents, outputs))
-        programs = launch.cdiv(n_rows, tile["ROWS"])
-        summed = options.reduction != "none"
-        narrow_rows.narrow_rows_kernel[(programs,)](
-            *tensors, n_rows, strides, options.ignore_index, NORMS=norms, SUMMED=summed, **tile, **launch.OPTIONS
+    n_rows, n_cols = inputs.logits.shape
+    batch, strides = batch_of(inputs, gradients), strides_of(inputs, gradients, cotangents.loss)
+    extras, norms = extras_of(inputs, options), _norms(norm, inputs)
+    plain = _is_plain(options, outputs.entropy, outputs.prediction, cotangents.entropy)
+    if n_cols > launch.NARROW:
+        step = any(x is not None for x in gradients)
+        tile, how = wide_tile(inputs, gradients, n_cols, plain, step)
+        wide_row.wide_row_kernel[(n_rows,)](
+            batch, norm, cotangents, extras, outputs, n_cols, strides, NORMS=norms, tile=tile, **how
         )
-        return programs if summed else n_rows
-    soft = _is_soft(inputs)
+        return n_rows
+    narrow, how = _narrow_tile(inputs, gradients, plain)
+    programs = launch.cdiv(n_rows, narrow.ROWS)
+    summed = options.reduction != "none"
+    narrow_rows.narrow_rows_kernel[(programs,)](
+        batch, norm, cotangents, extras, outputs, n_rows, strides, NORMS=norms, SUMMED=summed, tile=narrow, **how
+    )
+    return programs if summed else n_rows
+
+
+def wide_tile(
+    inputs: Inputs, gradients: Gradients, n_classes: int, plain: bool, step: bool
+) -> tuple[launch.Wide, dict[str, Any]]:
+    """How wide rows, or a shard's of so many classes, are gone through, and Triton's options."""
+    logits, target = inputs.logits, inputs.target
+    n_cols, soft = logits.shape[1], _is_soft(inputs)
+    if n_classes > launch.MOST:
+        raise RuntimeError(f"{n_classes} classes: the kernels take {launch.MOST} at most")
     granule, odd = launch.access(*layout(logits))
     if not all(x is None or launch.lines_up(layout(x), layout(logits), granule) for x in gradients):
         granule, odd = 1, False
     given = granule
-    if soft and not launch.lines_up(layout(inputs.target), layout(logits), granule):
+    if soft and not launch.lines_up(layout(target), layout(logits), granule):
         given = 1
-    row_bytes = n_cols * logits.itemsize
-    if soft:
-        row_bytes += n_cols * inputs.target.itemsize
-    plain, step = _is_plain(inputs, options, cotangents, outputs), any(x is not None for x in gradients)
+    row_bytes = n_cols * (logits.itemsize + (target.itemsize if soft else 0))
     threads, unroll, held = launch.wide(row_bytes, logits.itemsize, odd, soft, plain, step)
     unroll *= 16 // logits.itemsize // granule
-    wide_row.wide_row_kernel[(n_rows,)](
-        *tensors,
-        n_cols,
-        strides,
-        options.ignore_index,
-        NORMS=norms,
-        HELD=min(held, launch.cdiv(n_cols, threads * unroll * granule)),
-        UNROLL=unroll,
-        THREADS=threads,
-        GRANULE=granule,
-        GIVEN=given,
-        ODD=odd,
-        num_warps=threads // warp_size(),
-        **launch.OPTIONS,
-    )
-    return n_rows
+    held = min(held, launch.cdiv(n_cols, threads * unroll * granule))
+    tile = launch.Wide(threads, unroll, held, granule, given, odd)
+    return tile, {"num_warps": threads // warp_size(), **launch.OPTIONS}
 
 
-def _is_plain(inputs: Inputs, options: Options, cotangents: Cotangents, outputs: Outputs) -> bool:
+def _narrow_tile(inputs: Inputs, gradients: Gradients, plain: bool) -> tuple[launch.Narrow, dict[str, Any]]:
+    """The same of narrow rows."""
+    logits = inputs.logits
+    n_cols, width = logits.shape[1], launch.vector(*layout(logits))
+    given = launch.vector(*layout(inputs.target)) if _is_soft(inputs) else 1
+    out = min((launch.vector(*layout(x)) for x in gradients if x is not None), default=1)
+    rows, span, warps = launch.narrow(n_cols, logits.itemsize, width, plain, warp_size())
+    return launch.Narrow(n_cols, rows, span, width, given, out), {"num_warps": warps, **launch.OPTIONS}
+
+
+def _is_plain(options: Options, *summed: Tensor | None) -> bool:
     """Whether a thread sums nothing but exponentials."""
-    summed = outputs.entropy, outputs.prediction, cotangents.entropy
     return not is_given(options.label_smoothing) and options.softcap is None and all(x is None for x in summed)
 
 
 def _is_soft(inputs: Inputs) -> bool:
     """Whether there is a target of probabilities: of the loss there always is some target."""
     return inputs.target is not None and inputs.target.is_floating_point()
-
-
-def _tile(inputs: Inputs, gradients: Gradients, plain: bool) -> dict[str, int]:
-    """Constants of the kernels of narrow rows."""
-    logits, target = inputs.logits, inputs.target
-    width = launch.vector(*layout(logits))
-    given = launch.vector(*layout(target)) if _is_soft(inputs) else 1
-    out = min((launch.vector(*layout(x)) for x in gradients if x is not None), default=1)
-    n_cols = logits.shape[1]
-    shape = launch.narrow(n_cols, logits.itemsize, width, plain, warp_size())
-    constants = {"N_COLS": n_cols, "WIDTH": width, "GIVEN": given, "OUT": out}
-    return constants | shape._asdict()
 
 
 def _small_batch(
@@ -285,15 +268,19 @@ def _small_batch(
     norm: Any = inputs.normalizer if mean_of else None
     if mean_of and norm is None and inputs.target.is_floating_point():
         norm = len(inputs.logits)
-    tensors, strides = _arguments(inputs, options, norm, cotangents, outputs, gradients)
+    plain = _is_plain(options, outputs.entropy, outputs.prediction, cotangents.entropy)
+    tile, how = _narrow_tile(inputs, gradients, plain)
     narrow_rows.small_batch_kernel[(1,)](
-        *tensors,
+        batch_of(inputs, gradients),
+        norm,
+        cotangents,
+        extras_of(inputs, options),
+        outputs,
         len(inputs.logits),
-        strides,
-        options.ignore_index,
+        strides_of(inputs, gradients, cotangents.loss),
         MEAN=mean_of,
-        **_tile(inputs, gradients, _is_plain(inputs, options, cotangents, outputs)),
-        **launch.OPTIONS,
+        tile=tile,
+        **how,
     )
 
 
@@ -310,13 +297,12 @@ def _warp_size(gpu: int) -> int:
 
 def reduced(loss: Tensor, norm: Tensor | int | None, norms: int, dtype: torch.dtype) -> Tensor:
     """The sum of the losses, divided by the norm. norms: the kernel's NORMS."""
-    how: dict[str, Any] = {"BLOCK": launch.SUM, "num_warps": launch.SUM_WARPS, **launch.OPTIONS}
     if (programs := launch.summing(len(loss))) > 1:
         parts = loss.new_empty(programs)
-        mean.reduce_kernel[(programs,)](loss, None, parts, len(loss), NORMS=1, **how)
+        mean.reduce_kernel[(programs,)](loss, None, parts, len(loss), NORMS=1, **SUMMING)
         loss = parts
     out = loss.new_empty((), dtype=dtype)
-    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, **how)
+    mean.reduce_kernel[(1,)](loss, norm, out, len(loss), NORMS=norms, **SUMMING)
     return out
 
 

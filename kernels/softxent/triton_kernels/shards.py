@@ -11,10 +11,11 @@ from ..dispatch import on_device_of
 from ..options import Inputs, Options, Stats, empty_stats
 from ..parallel.shards import Row, Shard, index_dtype
 from . import shard_row
-from .common import Cotangents, Outputs, Strides
-from .rows import _indexable, _numbers, gradient_like, layout, warp_size
-from .shard_row import Sums
+from .formula import Cotangents, Outputs
+from .rows import batch_of, extras_of, gradient_like, indexable, strides_of, warp_size, wide_tile
+from .shard_row import Classes, Exchanged, RowOut
 
+NOTHING = None, None  # gradients
 BLOCK = 128  # rows whose sums are combined by one program
 
 __all__ = ["combine", "gradient", "gradient_like", "sums"]
@@ -22,13 +23,22 @@ __all__ = ["combine", "gradient", "gradient_like", "sums"]
 
 def sums(inputs: Inputs, options: Options, shard: Shard, fields: tuple[str, ...]) -> Tensor:
     """[fields, n_rows] in the dtype of the computation. A target that no shard can hold is told by rest = -1."""
-    inputs = _indexable(inputs)
+    inputs = indexable(inputs)
     logits = inputs.logits
     found = logits.new_empty(len(fields), len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
     if len(logits):
-        arguments = *inputs[:4], _numbers(inputs, options), _pointers(found, fields)
+        plain = "gap" not in fields and options.softcap is None
         with on_device_of(logits):
-            _launch(shard_row.sums_kernel, arguments, inputs, options, shard, "gap" not in fields, ())
+            tile, how = wide_tile(inputs, NOTHING, shard.n_classes, plain, step=False)
+            shard_row.sums_kernel[(len(logits),)](
+                batch_of(inputs, NOTHING),
+                extras_of(inputs, options),
+                _pointers(found, fields),
+                _classes(inputs, shard),
+                strides_of(inputs, NOTHING, None),
+                tile=tile,
+                **how,
+            )
     return found
 
 
@@ -41,7 +51,7 @@ def combine(
     wanted: Collection[str],
 ) -> tuple[Tensor, Stats, Row]:
     """The loss of each row, without its sample weight; the stats; and what `gradient` wants."""
-    inputs = _indexable(inputs)
+    inputs = indexable(inputs)
     n_rows = gathered.shape[2]
     loss = gathered.new_empty(n_rows)
     stats = empty_stats(frozenset(wanted), gathered[0, 0])
@@ -52,16 +62,14 @@ def combine(
         with on_device_of(gathered):
             shard_row.combine_kernel[(launch.cdiv(n_rows, BLOCK),)](
                 _pointers(gathered.movedim(1, 0), fields),
-                inputs.target,
-                inputs.sample_weight,
-                _numbers(inputs, options),
+                batch_of(inputs, NOTHING)._replace(logits_ptr=None, weight_ptr=None),
+                extras_of(inputs, options),
                 Outputs(loss, *stats),
-                shard_row.RowOut(*row),
+                RowOut(*row),
                 n_rows,
                 len(gathered),
                 gathered.stride(0),
-                shard.n_classes,
-                options.ignore_index,
+                _classes(inputs, shard),
                 BLOCK=BLOCK,
                 num_warps=BLOCK // warp_size(),
                 **launch.OPTIONS,
@@ -80,68 +88,34 @@ def gradient(
     dtarget: Tensor | None,  # likewise, of probabilities
 ) -> None:
     """The gradients of the shard's logits and probabilities."""
-    inputs = _indexable(inputs)
+    inputs = indexable(inputs)
     logits = inputs.logits
     if logits.numel() == 0:
         return
     dloss = torch.zeros_like(row.m) if dloss is None else dloss
     cotangents = Cotangents(dloss, *(None if x is None else x.contiguous() for x in dstats[:3]))
-    arguments = *inputs[:4], cotangents, _numbers(inputs, options), shard_row.RowOut(*row), dlogits, dtarget
-    plain = row.total is None and dstats.entropy is None
+    plain = row.total is None and dstats.entropy is None and options.softcap is None
     with on_device_of(logits):
-        _launch(shard_row.gradient_kernel, arguments, inputs, options, shard, plain, (dlogits, dtarget))
+        tile, how = wide_tile(inputs, (dlogits, dtarget), shard.n_classes, plain, step=False)
+        shard_row.gradient_kernel[(len(logits),)](
+            batch_of(inputs, (dlogits, dtarget)),
+            cotangents,
+            extras_of(inputs, options),
+            RowOut(*row),
+            _classes(inputs, shard),
+            strides_of(inputs, (dlogits, dtarget), dloss),
+            tile=tile,
+            **how,
+        )
 
 
-def _pointers(found: Tensor, fields: tuple[str, ...]) -> Sums:
+def _classes(inputs: Inputs, shard: Shard) -> Classes:
+    return Classes(inputs.logits.shape[1], shard.start, shard.n_classes)
+
+
+def _pointers(found: Tensor, fields: tuple[str, ...]) -> Exchanged:
     """found: [fields, n_rows] or [fields, ranks, n_rows]."""
     of: dict[str, Any] = dict(zip(fields, found, strict=True))
     if "best" in of:
         of["best"] = of["best"].view(index_dtype(found.dtype))
-    return Sums(*(of.get(name) for name in Sums._fields))
-
-
-def _launch(
-    kernel: Any,
-    arguments: tuple[Any, ...],
-    inputs: Inputs,
-    options: Options,
-    shard: Shard,
-    plain: bool,
-    gradients: tuple[Tensor | None, ...],
-) -> None:
-    """A program for each row of the logits, which are read once."""
-    logits, target = inputs.logits, inputs.target
-    n_rows, n_cols = logits.shape
-    soft = target.is_floating_point()
-    if shard.n_classes > launch.MOST:
-        raise RuntimeError(f"{shard.n_classes} classes: the kernels take {launch.MOST} at most")
-    granule, odd = launch.access(*layout(logits))
-    if not all(x is None or launch.lines_up(layout(x), layout(logits), granule) for x in gradients):
-        granule, odd = 1, False
-    given = granule
-    if soft and not launch.lines_up(layout(target), layout(logits), granule):
-        given = 1
-    row_bytes = n_cols * (logits.itemsize + soft * target.itemsize)
-    plain = plain and options.softcap is None
-    threads, unroll, _ = launch.wide(row_bytes, logits.itemsize, odd, soft, plain, step=False)
-    strides = Strides(
-        *logits.stride(),  # type: ignore[call-arg]
-        *(target.stride() if soft else (0, 0)),
-        *(0 if x is None else x.stride(0) for x in (gradients or (None, None))),
-        1,
-    )
-    kernel[(n_rows,)](
-        *arguments,
-        n_cols,
-        shard.start,
-        shard.n_classes,
-        strides,
-        options.ignore_index,
-        UNROLL=unroll * (16 // logits.itemsize // granule),
-        THREADS=threads,
-        GRANULE=granule,
-        GIVEN=given,
-        ODD=odd,
-        num_warps=threads // warp_size(),
-        **launch.OPTIONS,
-    )
+    return Exchanged(*(of.get(name) for name in Exchanged._fields))

@@ -1,6 +1,6 @@
 """softmax and log_softmax, and their gradients: what the loss's kernels compute of rows, and one kernel more.
 
-With p = softmax(z), q = log p, and the loss of z against a row c with the sum a (common.py),
+With p = softmax(z), q = log p, and the loss of z against a row c with the sum a (formula.py),
 
     p_j  = dlse/dz_j
     q_j  = -dloss/dc_j
@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import launch
 from ..dispatch import on_device_of
 from ..options import Inputs, Options
-from .common import Cotangents
+from .formula import Cotangents
 from .handles import cached_launch
 from .rows import NO_COTANGENTS, NO_OUTPUTS, launch_rows, layout, warp_size
 
@@ -88,7 +88,7 @@ def backward(dout: Tensor, out: Tensor, log: bool) -> Tensor:
 
 def _softmax_backward(dp: Tensor, p: Tensor, dz: Tensor) -> None:
     n_rows, n_cols = p.shape
-    tile: dict[str, Any] = launch.softmax_backward(n_cols, warp_size())._asdict()
+    tile: dict[str, Any] = launch.softmax_backward(n_cols, warp_size()) | launch.OPTIONS
     softmax_backward_kernel[(launch.cdiv(n_rows, tile["BLOCK_M"]),)](
         dp,
         p,
@@ -99,5 +99,4 @@ def _softmax_backward(dp: Tensor, p: Tensor, dz: Tensor) -> None:
         WIDTH=launch.vector(*layout(p)),
         GIVEN=launch.vector(*layout(dp)),
         **tile,
-        **launch.OPTIONS,
     )

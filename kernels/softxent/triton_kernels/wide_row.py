@@ -1,17 +1,12 @@
-"""Rows of more than launch.NARROW columns, one a program: loss, stats and gradients. common.py has the formula.
+"""Rows of more than launch.NARROW columns, one a program: loss, stats and gradients. formula.py has the formula.
 
-    1  Each thread goes through its columns, with a running maximum and sums that move with it (Milakov and Gimelshein,
-       2018, "Online normalizer calculation for softmax").
-    2  The threads' sums become the row's: its loss, its stats, and the factors of its gradients.
-    3  Each thread goes through its columns again and writes the gradients. Forward alone ends before.
+    1  sum_row      Each thread goes through its columns, with a running maximum and sums that move with it (Milakov and
+                    Gimelshein, 2018, "Online normalizer calculation for softmax").
+    2  with_target  The threads' sums become the row's: its loss, its stats, and the factors of its gradients.
+    3  write_row    Each thread goes through its columns again and writes the gradients. Forward alone ends before.
 
 A chunk is UNROLL granules of 16 bytes a thread. The row's first HELD chunks stay in registers from 1 to 3, the others
 are read again: from the cache, as long as the rows in flight fit there.
-
-The target row enters as `hard` at the target class, if there is one, and share * u_j at each column:
-
-    u_j = w_j                                      share = eps / n_cols       class indices; left out if eps is None
-    u_j = w_j * ((1 - eps) * t_j + eps / n_cols)   share = 1                  probabilities
 
 An odd row starts and ends within a granule. Its columns are counted from the granule's start: the row is [low, high),
 its whole granules [first, last), and the ends are accessed value by value, one a thread.
@@ -19,33 +14,80 @@ its whole granules [first, last), and the ends are accessed value by value, one 
 
 # mypy: disable-error-code="assignment, misc, no-redef, var-annotated"
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .common import (
-    behind,
+from .arithmetic import exp, exp_for, finite_or_zero, moment_of, raised
+from .formula import (
+    Formula,
     better_of,
-    exp,
-    exp_for,
-    finite_or_zero,
+    compared,
     gradient_of_row,
     load_factor,
     load_sample_weight,
-    load_target,
     logit_map,
-    loss_of_target,
-    moment_of,
-    nan_unless,
-    raised,
-    rows_that_count,
+    loss_of_row,
     smoothing,
     store_stats,
     times_slope,
     weighed_gap,
+    with_target,
 )
 from .handles import cached_launch
 
 NOWHERE = tl.constexpr(2147483647)
+INF = tl.constexpr(float("inf"))
+
+
+class Place(NamedTuple):
+    """Where a row starts, and which columns it has."""
+
+    logits_ptr: Any
+    probs_ptr: Any
+    dlogits: Any  # offsets
+    dtarget: Any
+    low: Any
+    first: Any
+    last: Any
+    high: Any
+    ends: Any  # [1, THREADS] the columns outside [first, last), or NOWHERE
+
+
+class Sums(NamedTuple):
+    """Of the columns but the target class: of each thread [THREADS], or of the row."""
+
+    m: Any
+    rest: Any  # of exp(z_j - m)
+    below: Any  # of the same, without the largest
+    total: Any  # of u_j
+    gap: Any  # of u_j * (m - z_j)
+    moment: Any  # of exp(z_j - m) * (m - z_j)
+    best: Any  # the first column of m
+
+
+@triton.jit
+def place_of(batch, row, n_cols, strides, tile: tl.constexpr):
+    """A shard of the classes may have fewer columns than a granule, or none."""
+    GRANULE: tl.constexpr = tile.GRANULE
+    low, first = 0, 0
+    if tile.ODD:
+        low = ((batch.logits_ptr + row * strides.row).to(tl.int64) // (16 // GRANULE) % GRANULE).to(tl.int32)
+        first = (low + GRANULE - 1) // GRANULE * GRANULE
+    high = low + n_cols
+    last = tl.maximum(high, first) // GRANULE * GRANULE  # as a multiple: what Triton has to know to access granules
+    ends = tl.arange(0, tile.THREADS)[None, :]
+    if tile.ODD:
+        ends = tl.where(ends < GRANULE, ends, tl.maximum(last, GRANULE) + ends - GRANULE)
+        is_end = (ends < first) | (ends >= last)
+        ends = tl.where(is_end & (ends >= low) & (ends < high), ends, NOWHERE)
+    logits_ptr = start_of(batch.logits_ptr, row * strides.row - low, GRANULE)
+    probs_ptr = logits_ptr
+    if batch.probs_ptr is not None:
+        probs_ptr = start_of(batch.probs_ptr, row * strides.target_row - low * strides.target_col, tile.GIVEN)
+    dlogits, dtarget = row * strides.dlogits_row - low, row * strides.dtarget_row - low
+    return Place(logits_ptr, probs_ptr, dlogits, dtarget, low, first, last, high, ends)
 
 
 @triton.jit
@@ -55,6 +97,13 @@ def start_of(ptr, offset, GRANULE: tl.constexpr):
     if GRANULE > 1:
         ptr = tl.multiple_of(ptr, GRANULE * ptr.dtype.element_ty.primitive_bitwidth // 8)
     return ptr
+
+
+@triton.jit
+def columns_of(tile: tl.constexpr):
+    """[UNROLL, THREADS * GRANULE] of the first chunk."""
+    SIDE: tl.constexpr = tile.THREADS * tile.GRANULE
+    return tl.arange(0, tile.UNROLL)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
 
 
 @triton.jit
@@ -75,22 +124,39 @@ def inside(at, low, high, ODD: tl.constexpr):
 
 @triton.jit
 def load_chunk(
-    ptr,
-    stride,
-    at,
-    low,
-    high,
-    other: tl.constexpr,
-    EVICT: tl.constexpr,
-    THREADS: tl.constexpr,
-    GRANULE: tl.constexpr,
-    ODD: tl.constexpr,
+    ptr, stride, at, low, high, other: tl.constexpr, EVICT: tl.constexpr, WIDTH: tl.constexpr, tile: tl.constexpr
 ):
     """Values at the columns `at`, by thread; `other` where they are not in [low, high)."""
-    mask = inside(at, low, high, ODD)
-    if GRANULE == 1:
+    mask = inside(at, low, high, tile.ODD)
+    if WIDTH == 1:
         at = at.to(tl.int64) * stride
-    return by_thread(tl.load(ptr + at, mask=mask, other=other, eviction_policy=EVICT), THREADS)
+    return by_thread(tl.load(ptr + at, mask=mask, other=other, eviction_policy=EVICT), tile.THREADS)
+
+
+@triton.jit
+def load_logits(place, at, until, strides, EVICT: tl.constexpr, tile: tl.constexpr):
+    return load_chunk(place.logits_ptr, strides.col, at, place.first, until, -INF, EVICT, tile.GRANULE, tile)
+
+
+@triton.jit
+def load_given(x, place, at, until, strides, formula, EVICT: tl.constexpr, tile: tl.constexpr):
+    """Probabilities; x, which is there already, where there are none."""
+    t = x
+    if formula.probs_ptr is not None:
+        t = load_chunk(place.probs_ptr, strides.target_col, at, place.first, until, 0.0, EVICT, tile.GIVEN, tile)
+    return t
+
+
+@triton.jit
+def load_ends(place, active, strides, formula, tile: tl.constexpr):
+    """Logits and probabilities, and up to which column."""
+    until = tl.where(active, place.high, 0)
+    x = load_chunk(place.logits_ptr, 1, place.ends, place.low, until, -INF, "evict_first", 1, tile)
+    t = x
+    if formula.probs_ptr is not None:
+        col = strides.target_col
+        t = load_chunk(place.probs_ptr, col, place.ends, place.low, until, 0.0, "evict_first", 1, tile)
+    return x, t, until
 
 
 @triton.jit
@@ -100,48 +166,35 @@ def store_chunk(ptr, values, at, low, high, ODD: tl.constexpr):
 
 
 @triton.jit
-def coefficients(t, at, low, high, formula, SOFT: tl.constexpr):
-    """u_j of the columns in [low, high), in the shape and dtype of t."""
-    weight_ptr, eps, even, extras = formula
+def coefficients(t, place, at, low, high, formula, SOFT: tl.constexpr):
+    """u_j of the columns in [low, high), in the shape and dtype of t; w_j if not SOFT."""
     u = tl.full(t.shape, 1.0, t.dtype)
-    if weight_ptr is not None:
-        w = tl.load(weight_ptr + at, mask=(at >= low) & (at < high), other=0.0)
+    if formula.weight_ptr is not None:
+        w = tl.load(formula.weight_ptr - place.low + at, mask=(at >= low) & (at < high), other=0.0)
         u = by_thread(w, t.shape[1]).to(t.dtype)
     if SOFT:
-        if extras.label_smoothing is not None:
-            t = (1.0 - eps) * t + even
+        if formula.extras.label_smoothing is not None:
+            t = (1.0 - formula.eps) * t + formula.even
         u *= t
     return u
 
 
 @triton.jit
 def add_chunk(
-    sums,  # of each thread [THREADS]
-    x,
-    t,
-    at,
-    start,
-    low,
-    high,
-    at_y,
-    formula,
-    CHUNK: tl.constexpr,
-    SOFT: tl.constexpr,
-    U: tl.constexpr,
-    MOMENT: tl.constexpr,
-    BEST: tl.constexpr,
+    sums, place, x, t, at, start, low, high, y, formula, CHUNK: tl.constexpr, MOMENT: tl.constexpr, BEST: tl.constexpr
 ):
-    """The sums and those of a chunk, relative to the maximum of both: of [low, high) but the target class."""
-    m, rest, below, moment, total, gap, best = sums
-    extras = formula[3]
-    z, _ = logit_map(x, None, extras, m.dtype)
+    """The threads' sums and those of a chunk, relative to the maximum of both: of [low, high) but the target class."""
+    U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
+    m, rest, below, total, gap, moment, best = sums
+    z, _ = logit_map(x, None, formula.extras, m.dtype)
     u = z
     if U:
-        u = coefficients(t.to(m.dtype), at, low, high, formula, SOFT)
+        u = coefficients(t.to(m.dtype), place, at, low, high, formula, formula.probs_ptr is not None)
+    at_y = y + place.low
     at = by_thread(at, z.shape[1])
     if (start < low) | (start + CHUNK > high) | ((at_y >= start) & (at_y < start + CHUNK)):
         counts = (at >= low) & (at < high) & (at != at_y)
-        z = tl.where(counts, z, float("-inf"))
+        z = tl.where(counts, z, -INF)
         u = tl.where(counts, u, 0.0)
     highest = tl.max(tl.max(z, 2), 0)
     if BEST:
@@ -150,7 +203,7 @@ def add_chunk(
     highest = tl.maximum(m, highest)
     shift = finite_or_zero(highest)
     less = exp_for(m - shift, x.dtype)
-    risen = tl.where(m == float("-inf"), 0.0, highest - m)
+    risen = tl.where(m == -INF, 0.0, highest - m)
     e = exp_for(z - shift[None, :, None], x.dtype)
     if MOMENT:
         moment = less * (moment + risen * rest)
@@ -161,231 +214,160 @@ def add_chunk(
     if U:
         gap += raised(total, risen) + tl.sum(tl.sum(weighed_gap(shift[None, :, None], z, u), 2), 0)
         total += tl.sum(tl.sum(u, 2), 0)
-    return highest, rest, below, moment, total, gap, best
+    return Sums(highest, rest, below, total, gap, moment, best)
 
 
 @triton.jit
 def sums_of_row(sums):
     """The row's sums, from those of its threads. Their products are rounded before lanes exchange them, which is what
     fma with 0 says: fused into the first exchange they would leave lanes of a warp with sums a bit apart."""
-    m, rest, below, moment, total, gap, best = sums
+    m, rest, below, total, gap, moment, best = sums
     highest = tl.max(m, 0)
     less = exp(m - finite_or_zero(highest))
-    risen = tl.where(m == float("-inf"), 0.0, highest - m)
+    risen = tl.where(m == -INF, 0.0, highest - m)
     moment = tl.sum(tl.fma(less, moment + risen * rest, 0.0), 0)
     rest = tl.fma(less, rest, 0.0)
     below = tl.sum(tl.where(m == highest, below, rest), 0)
     rest = tl.sum(rest, 0)
     gap = tl.sum(gap + raised(total, risen), 0)
     best = tl.min(tl.where(m == highest, best, NOWHERE), 0)
-    return highest, rest, below, moment, tl.sum(total, 0), gap, best
+    return Sums(highest, rest, below, tl.sum(total, 0), gap, moment, best)
+
+
+@triton.jit
+def sum_row(
+    place,
+    active,
+    y,  # its target class, or -1
+    strides,
+    formula,
+    EVICT: tl.constexpr,  # of what will be read again
+    MOMENT: tl.constexpr,
+    BEST: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """What is held of a row, and its sums. One that does not count is not read."""
+    acc: tl.constexpr = formula.eps.dtype
+    THREADS: tl.constexpr = tile.THREADS
+    HELD: tl.constexpr = tile.HELD
+    CHUNK: tl.constexpr = THREADS * tile.UNROLL * tile.GRANULE
+    until = tl.where(active, place.last, 0) // tile.GRANULE * tile.GRANULE
+    lane = columns_of(tile)
+    zero = tl.zeros([THREADS], acc)
+    sums = Sums(zero - INF, zero, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32))
+    held = ()
+    for k in tl.static_range(HELD):
+        held = held + (load_logits(place, k * CHUNK + lane, until, strides, "evict_first", tile),)  # noqa: RUF005
+    for k in tl.static_range(HELD):
+        at = k * CHUNK + lane
+        t = load_given(held[k], place, at, until, strides, formula, EVICT, tile)
+        sums = add_chunk(sums, place, held[k], t, at, k * CHUNK, place.first, until, y, formula, CHUNK, MOMENT, BEST)
+    for start in range(HELD * CHUNK, until, CHUNK):
+        at = start + lane
+        x = load_logits(place, at, until, strides, EVICT, tile)
+        t = load_given(x, place, at, until, strides, formula, EVICT, tile)
+        sums = add_chunk(sums, place, x, t, at, start, place.first, until, y, formula, CHUNK, MOMENT, BEST)
+    if tile.ODD:
+        x, t, until_end = load_ends(place, active, strides, formula, tile)
+        sums = add_chunk(sums, place, x, t, place.ends, -1, place.low, until_end, y, formula, 0, MOMENT, BEST)
+    return held, sums_of_row(sums)
 
 
 @triton.jit
 def write_chunk(
-    out,  # dlogits_ptr, dtarget_ptr, and where the row starts in each
-    x,
-    t,
-    at,
-    low,
-    high,
-    factors,  # m, log_d, and what makes its gradients
-    formula,
-    cotangents,
-    GRANULE: tl.constexpr,
-    ODD: tl.constexpr,
-    SOFT: tl.constexpr,
-    U: tl.constexpr,
+    batch, place, x, t, at, low, high, factors, formula, BEND: tl.constexpr, WIDTH: tl.constexpr, ODD: tl.constexpr
 ):
     """The gradients at columns in [low, high), as if none of them were the target class."""
-    dlogits_ptr, dtarget_ptr, starts = out
-    m, log_d, scale, bend, smooth, of_t = factors
-    extras = formula[3]
-    z, slope = logit_map(x, None, extras, m.dtype)
-    if dlogits_ptr is not None:
+    U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
+    m = factors.m
+    z, slope = logit_map(x, None, formula.extras, m.dtype)
+    if batch.dlogits_ptr is not None:
         e = exp_for(z - m, x.dtype)
-        dz = scale * e
-        if cotangents.entropy is not None:
-            dz += bend * moment_of(e, m - z)
+        dz = factors.scale * e
+        if BEND:
+            dz += factors.bend * moment_of(e, m - z)
         if U:
-            u = coefficients(t.to(m.dtype), at, low, high, formula, SOFT)
-            dz -= tl.where(smooth == 0.0, 0.0, smooth * u)
-        dz = times_slope(dz, slope, extras)
-        store_chunk(start_of(dlogits_ptr, starts[0], GRANULE), dz, at, low, high, ODD)
-    if dtarget_ptr is not None:
-        dt = of_t * (log_d + (m - z))
-        if formula[0] is not None:
-            dt *= coefficients(z, at, low, high, formula, False)
-        dt = tl.where(of_t == 0.0, 0.0, dt)
-        store_chunk(start_of(dtarget_ptr, starts[1], GRANULE), dt, at, low, high, ODD)
+            u = coefficients(t.to(m.dtype), place, at, low, high, formula, formula.probs_ptr is not None)
+            dz -= tl.where(factors.smooth == 0.0, 0.0, factors.smooth * u)
+        dz = times_slope(dz, slope, formula.extras)
+        store_chunk(start_of(batch.dlogits_ptr, place.dlogits, WIDTH), dz, at, low, high, ODD)
+    if batch.dtarget_ptr is not None:
+        dt = factors.of_t * (factors.log_d + (m - z))
+        if formula.weight_ptr is not None:
+            dt *= coefficients(z, place, at, low, high, formula, False)
+        dt = tl.where(factors.of_t == 0.0, 0.0, dt)
+        store_chunk(start_of(batch.dtarget_ptr, place.dtarget, WIDTH), dt, at, low, high, ODD)
+
+
+@triton.jit
+def write_row(
+    batch, place, held, target, factors, strides, formula, BEND: tl.constexpr, tile: tl.constexpr
+):  # BEND: whether the gradient has a part of the entropy
+    HELD: tl.constexpr = tile.HELD
+    CHUNK: tl.constexpr = tile.THREADS * tile.UNROLL * tile.GRANULE
+    ODD: tl.constexpr = tile.ODD
+    first, last = place.first, place.last
+    until = tl.where(target.active, last, 0) // tile.GRANULE * tile.GRANULE
+    lane = columns_of(tile)
+    if ODD:
+        x_end, t_end, _ = load_ends(place, target.active, strides, formula, tile)
+    for k in tl.static_range(HELD):
+        at = k * CHUNK + lane
+        t = load_given(held[k], place, at, until, strides, formula, "evict_first", tile)
+        write_chunk(batch, place, held[k], t, at, first, last, factors, formula, BEND, tile.GRANULE, ODD)
+    for start in range(HELD * CHUNK, last, CHUNK):
+        at = start + lane
+        x = load_logits(place, at, until, strides, "evict_first", tile)
+        t = load_given(x, place, at, until, strides, formula, "evict_first", tile)
+        write_chunk(batch, place, x, t, at, first, last, factors, formula, BEND, tile.GRANULE, ODD)
+    if ODD:
+        low, high = place.low, place.high
+        write_chunk(batch, place, x_end, t_end, place.ends, low, high, factors, formula, BEND, 1, ODD)
+    if batch.target_ptr is not None:
+        if batch.dlogits_ptr is not None:
+            tl.debug_barrier()  # the target's value goes over what another thread may have written there
+            at_target = factors.at_target.to(batch.dlogits_ptr.dtype.element_ty)
+            tl.store(batch.dlogits_ptr + place.dlogits + place.low + target.y, at_target, mask=target.valid)
 
 
 @cached_launch
 @triton.jit
 def wide_row_kernel(
-    logits_ptr,  # [n_rows, n_cols]
-    target_ptr,  # [n_rows] int, or [n_rows, n_cols] floating point, or None: c = 0
-    weight_ptr,  # [n_cols], or None: all 1
-    sample_weight_ptr,  # [n_rows], or None: all 1
+    batch,  # Batch; the rows of its gradients lie in granules as those of the logits do
     norm_ptr,  # [NORMS] parts of the mean's divisor, or it itself with NORMS = 0, or None: no mean
     cotangents,  # Cotangents
     extras,  # Extras
     outputs,  # Outputs
-    dlogits_ptr,  # [n_rows, n_cols] out, or None; rows lie in granules as those of the logits do
-    dtarget_ptr,  # likewise, of probabilities
     n_cols,
     strides,  # Strides
-    ignore_index,
     NORMS: tl.constexpr,
-    HELD: tl.constexpr,  # chunks
-    UNROLL: tl.constexpr,
-    THREADS: tl.constexpr,
-    GRANULE: tl.constexpr,  # values in 16 bytes of logits; 1 if they do not lie side by side
-    GIVEN: tl.constexpr,  # GRANULE, if the probabilities lie in granules as the logits do, or 1
-    ODD: tl.constexpr,  # whether rows start and end within a granule
+    tile: tl.constexpr,  # launch.Wide
 ):
-    dtype: tl.constexpr = logits_ptr.dtype.element_ty
-    acc: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
-    if target_ptr is None:
-        CLASS: tl.constexpr = False
-        SOFT: tl.constexpr = False
-    else:
-        CLASS: tl.constexpr = target_ptr.dtype.element_ty.is_int()
-        SOFT: tl.constexpr = target_ptr.dtype.element_ty.is_floating()
-    U: tl.constexpr = SOFT or extras.label_smoothing is not None
+    acc: tl.constexpr = tl.float64 if batch.logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     MOMENT: tl.constexpr = outputs.entropy is not None or cotangents.entropy is not None
     BEST: tl.constexpr = outputs.prediction is not None
-    WRITES: tl.constexpr = dlogits_ptr is not None or dtarget_ptr is not None
-    FIRST: tl.constexpr = "evict_last" if WRITES else "evict_first"
-    INF: tl.constexpr = float("-inf")
-    CHUNK: tl.constexpr = THREADS * UNROLL * GRANULE
+    WRITES: tl.constexpr = batch.dlogits_ptr is not None or batch.dtarget_ptr is not None
+    EVICT: tl.constexpr = "evict_last" if WRITES else "evict_first"
     row = tl.program_id(0).to(tl.int64)
     n_rows = tl.num_programs(0)
-
-    # where the row lies
-    low, first = 0, 0
-    if ODD:
-        low = ((logits_ptr + row * strides.row).to(tl.int64) // (16 // GRANULE) % GRANULE).to(tl.int32)
-        first = (low + GRANULE - 1) // GRANULE * GRANULE
-    high = low + n_cols
-    last = high // GRANULE * GRANULE  # as a multiple: what Triton has to know to access granules at once
-    x_ptr = start_of(logits_ptr, row * strides.row - low, GRANULE)
-    starts = row * strides.dlogits_row - low, row * strides.dtarget_row - low
-    if weight_ptr is not None:
-        weight_ptr -= low
-    lane = tl.arange(0, UNROLL)[:, None] * (THREADS * GRANULE) + tl.arange(0, THREADS * GRANULE)[None, :]
-    ends = tl.arange(0, THREADS)[None, :]
-    if ODD:
-        ends = tl.where(ends < GRANULE, ends, last + ends - GRANULE)
-        is_end = (ends < first) | (ends >= last)
-        ends = tl.where(is_end & (ends >= low) & (ends < high), ends, NOWHERE)
-
-    # what it is compared with
+    place = place_of(batch, row, n_cols, strides, tile)
     eps, even = smoothing(extras, n_cols, acc)
-    formula = weight_ptr, eps, even, extras
-    share = even
-    t_ptr = x_ptr
-    if CLASS:
-        target, active, valid = load_target(target_ptr, sample_weight_ptr, row, n_rows, n_cols, ignore_index)
-        at_y = target + low
-        x_y = tl.load(x_ptr + at_y.to(tl.int64) * strides.col, mask=valid, other=0.0)
-        z_y, slope_y = logit_map(x_y, None, extras, acc)
-        w_y = tl.full((), 1.0, acc)
-        if weight_ptr is not None:
-            w_y = tl.load(weight_ptr + at_y, mask=valid, other=1.0).to(acc)
-        w_y += nan_unless(valid, acc)
-        v = w_y
-    else:
-        active = rows_that_count(sample_weight_ptr, row, n_rows)
-        target, valid = tl.full((), -1, tl.int32), active
-        at_y = target
-        z_y, slope_y = tl.full((), INF, acc), tl.full((), 1.0, acc)
-        w_y, v = tl.zeros((), acc), tl.full((), 1.0, acc)
-        if SOFT:
-            share = v
-            t_ptr = start_of(target_ptr, row * strides.target_row - low * strides.target_col, GIVEN)
-    # a row that does not count is not read
-    until = tl.where(active, last, 0) // GRANULE * GRANULE
-    until_end = tl.where(active, high, 0)
+    formula = Formula(batch.probs_ptr, batch.weight_ptr, eps, even, extras)
+    target = compared(batch, row, n_rows, n_cols, strides, formula)
 
-    # 1
-    zero = tl.zeros([THREADS], acc)
-    sums = zero + INF, zero, zero, zero, zero, zero, tl.full([THREADS], NOWHERE, tl.int32)
-    held = ()
-    for k in tl.static_range(HELD):
-        x = load_chunk(x_ptr, strides.col, k * CHUNK + lane, first, until, INF, "evict_first", THREADS, GRANULE, ODD)
-        held = held + (x,)  # noqa: RUF005
-    for k in tl.static_range(HELD):
-        at = k * CHUNK + lane
-        t = held[k]
-        if SOFT:
-            t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, FIRST, THREADS, GIVEN, ODD)
-        sums = add_chunk(sums, held[k], t, at, k * CHUNK, first, until, at_y, formula, CHUNK, SOFT, U, MOMENT, BEST)
-    m, rest, below, moment, total, gap, best = sums
-    for start in range(HELD * CHUNK, until, CHUNK):
-        at = start + lane
-        x = load_chunk(x_ptr, strides.col, at, first, until, INF, FIRST, THREADS, GRANULE, ODD)
-        t = x
-        if SOFT:
-            t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, FIRST, THREADS, GIVEN, ODD)
-        sums = m, rest, below, moment, total, gap, best
-        m, rest, below, moment, total, gap, best = add_chunk(
-            sums, x, t, at, start, first, until, at_y, formula, CHUNK, SOFT, U, MOMENT, BEST
-        )
-    sums = m, rest, below, moment, total, gap, best
-    x_end = zero[None, :, None]
-    t_end = x_end
-    if ODD:
-        x_end = load_chunk(x_ptr, 1, ends, low, until_end, INF, "evict_first", THREADS, 1, ODD)
-        if SOFT:
-            t_end = load_chunk(t_ptr, strides.target_col, ends, low, until_end, 0.0, "evict_first", THREADS, 1, ODD)
-        sums = add_chunk(sums, x_end, t_end, ends, -1, low, until_end, at_y, formula, 0, SOFT, U, MOMENT, BEST)
-
-    # 2
-    runner_up, rest, below, moment, total, gap, best = sums_of_row(sums)
+    held, sums = sum_row(place, target.active, target.y, strides, formula, EVICT, MOMENT, BEST, tile)
+    rest = sums.rest
     if MOMENT:  # beside the 1 of a largest that is alone, the others would have lost digits
-        rest = tl.where((rest >= 1.0) & (rest < 2.0), 1.0 + below, rest)
-    m = tl.where(active, tl.maximum(runner_up, z_y), 0.0)
-    risen = tl.where(runner_up == INF, 0.0, m - runner_up)
-    over = exp(runner_up - m)
-    moment = moment_of(over, moment + rest * risen) + moment_of(exp(z_y - m), behind(m, z_y))
-    rest *= over
-    gap += raised(total, risen) + weighed_gap(m, z_y, w_y)
-    total += w_y
-    d, log_d, loss = loss_of_target(m, rest, z_y, w_y, v, eps, extras)
-    if U:
-        loss += share * (total * log_d + gap)
-    loss = tl.where(active, loss * load_sample_weight(sample_weight_ptr, row, active, acc), 0.0)
+        rest = tl.where((rest >= 1.0) & (rest < 2.0), 1.0 + sums.below, rest)
+    of_row, gap = with_target(sums.m, rest, sums.total, sums.gap, sums.moment, target)
+    d, log_d, loss = loss_of_row(of_row, gap, target, formula)
+    loss *= load_sample_weight(batch.sample_weight_ptr, row, target.active, acc)
     if outputs.loss is not None:
-        tl.store(outputs.loss + row, loss.to(outputs.loss.dtype.element_ty))
-    best = better_of(z_y, target, runner_up, best - low)
-    store_stats(outputs, row, row < n_rows, active, valid, m, d, log_d, z_y, below, moment, best)
+        tl.store(outputs.loss + row, tl.where(target.active, loss, 0.0).to(outputs.loss.dtype.element_ty))
+    best = better_of(target, sums.m, sums.best - place.low)
+    store_stats(outputs, row, row < n_rows, target, of_row, d, log_d, sums.below, best)
 
-    # 3
     if WRITES:
-        r = load_factor(cotangents, strides.dloss, norm_ptr, sample_weight_ptr, row, active, NORMS, acc)
-        scale, bend, smooth, at_target = gradient_of_row(
-            r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, row, active, U
-        )
-        factors = m, log_d, scale, bend, smooth, tl.where(active, r * (1.0 - eps), 0.0)
-        out = dlogits_ptr, dtarget_ptr, starts
-        for k in tl.static_range(HELD):
-            at = k * CHUNK + lane
-            t = held[k]
-            if SOFT:
-                t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-            write_chunk(out, held[k], t, at, first, last, factors, formula, cotangents, GRANULE, ODD, SOFT, U)
-        for start in range(HELD * CHUNK, last, CHUNK):
-            at = start + lane
-            x = load_chunk(x_ptr, strides.col, at, first, until, INF, "evict_first", THREADS, GRANULE, ODD)
-            t = x
-            if SOFT:
-                t = load_chunk(t_ptr, strides.target_col, at, first, until, 0.0, "evict_first", THREADS, GIVEN, ODD)
-            write_chunk(out, x, t, at, first, last, factors, formula, cotangents, GRANULE, ODD, SOFT, U)
-        if ODD:
-            write_chunk(out, x_end, t_end, ends, low, high, factors, formula, cotangents, 1, ODD, SOFT, U)
-        if CLASS:
-            if dlogits_ptr is not None:
-                tl.debug_barrier()  # the target's value goes over what another thread may have written there
-                at_target = times_slope(at_target, slope_y, extras).to(dlogits_ptr.dtype.element_ty)
-                tl.store(dlogits_ptr + starts[0] + at_y, at_target, mask=valid)
+        r = load_factor(cotangents, strides.dloss, norm_ptr, batch.sample_weight_ptr, row, target.active, NORMS, acc)
+        factors = gradient_of_row(r, of_row, target, formula, cotangents, row)
+        write_row(batch, place, held, target, factors, strides, formula, cotangents.entropy is not None, tile)

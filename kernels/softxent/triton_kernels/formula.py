@@ -1,4 +1,4 @@
-"""What the kernels share: arithmetic, a row's target and factor, its loss and its gradient, and where a row lies.
+"""The formula of a row: its target and its factor, its loss, its stats and its gradient. What all kernels share.
 
 For one row of n_cols logits x with target class y, class weights w, label smoothing eps, z-loss zeta, and a factor r
 (the row's sample weight, over n for the mean, times the incoming gradient), with
@@ -41,8 +41,19 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from .arithmetic import divide, exp, log_of, moment_of, nan_unless, raised, reciprocal, scalar, tanh_for
+
+
+class Batch(NamedTuple):
+    """Pointers to what is read and written of rows."""
+
+    logits_ptr: Any  # [n_rows, n_cols]
+    target_ptr: Any  # [n_rows] int, or None
+    probs_ptr: Any  # [n_rows, n_cols] floating point, or None; where neither is, c = 0
+    weight_ptr: Any  # [n_cols], or None: all 1
+    sample_weight_ptr: Any  # [n_rows], or None: all 1
+    dlogits_ptr: Any  # [n_rows, n_cols] out, perhaps the logits; or None
+    dtarget_ptr: Any  # likewise, of probabilities
 
 
 class Extras(NamedTuple):
@@ -52,6 +63,7 @@ class Extras(NamedTuple):
     z_loss: Any
     softcap: Any
     logit_scale: Any
+    ignore_index: int
 
 
 class Cotangents(NamedTuple):
@@ -85,80 +97,54 @@ class Strides(NamedTuple):
     dloss: int  # 0 for one number
 
 
-@triton.jit
-def exp(x):
-    """e^x for x <= 0. In float32 as exp2(h), h = fl(x * log2(e)), times 1 + (x - h * ln 2): within a rounding or two,
-    where exp2(h) alone is off by |x| of them. NaN stays; below -150 all is 0, and -inf - -inf would be NaN."""
-    if x.dtype == tl.float64:
-        e = tl.exp(x)
-    else:
-        x = tl.maximum(x, -150.0, propagate_nan=tl.PropagateNan.ALL)
-        h = x * LOG2E
-        e = tl.exp2(h)
-        e = tl.fma(e, tl.fma(h, -LN2, x), e)
-    return e
+class Formula(NamedTuple):
+    """How a row is compared with its target. The target row enters as `hard` at the target class, if there is one, and
+    share * u_j at each column:
+
+    u_j = w_j                                      share = eps / n_cols       class indices; left out if eps is None
+    u_j = w_j * ((1 - eps) * t_j + eps / n_cols)   share = 1                  probabilities
+    """
+
+    probs_ptr: Any  # t, or None
+    weight_ptr: Any
+    eps: Any
+    even: Any  # eps / n_cols
+    extras: Any
 
 
-@triton.jit
-def exp_for(x, dtype: tl.constexpr):
-    """e^x for x <= 0, as exact as results in `dtype` can show: of 16 bits they do not see |x| roundings of float32."""
-    if dtype == tl.float32 or dtype == tl.float64:
-        e = exp(x)
-    else:
-        e = tl.exp2(x * LOG2E)
-    return e
+class Target(NamedTuple):
+    """The class y of each row; where there is none, one of no weight behind all others."""
+
+    y: Any  # -1: none
+    active: Any  # rows that count
+    valid: Any  # those of them with a class
+    z: Any
+    slope: Any  # dz/dx
+    w: Any  # NaN for a class that does not exist
+    v: Any  # what weighs the z-loss
+    share: Any
 
 
-@triton.jit
-def reciprocal(x):
-    """1 / x, rounded once. Newton's steps, since a division of float64 is a call, which spills registers: for it x must
-    lie in the range of float32, or be NaN."""
-    if x.dtype == tl.float64:
-        r = (1.0 / x.to(tl.float32)).to(tl.float64)
-        r = tl.fma(r, tl.fma(-x, r, 1.0), r)
-    else:
-        r = 1.0 / x
-    return tl.fma(r, tl.fma(-x, r, 1.0), r)
+class Row(NamedTuple):
+    """A row's sums, with which its gradient is made."""
+
+    m: Any  # of all columns, the target's too
+    rest: Any
+    total: Any  # sum_j u_j
+    moment: Any  # sum_j exp(z_j - m) * (m - z_j)
 
 
-@triton.jit
-def divide(a, b):
-    """a / b, rounded once, for any normal b; as IEEE has it for 0 and infinities."""
-    if b.dtype == tl.float64:  # b = f * 2^k with 1 <= |f| < 2
-        bits = b.to(tl.int64, bitcast=True)
-        exponent = (bits >> 52) & 0x7FF
-        f = (bits - ((exponent - 1023) << 52)).to(tl.float64, bitcast=True)
-        r = reciprocal(f) * ((2046 - exponent) << 52).to(tl.float64, bitcast=True)
-        r = tl.where(b == b, r, b)
-    else:
-        r = reciprocal(b)
-    q = a * r
-    edge = a * (1.0 / b.to(tl.float32)).to(b.dtype)
-    q = tl.where(tl.abs(q) < float("inf"), tl.fma(r, tl.fma(-b, q, a), q), edge)
-    return tl.where((b == 0.0) | (tl.abs(b) == float("inf")), edge, q)
+class Factors(NamedTuple):
+    """The gradient as exp(z_j - m) * (scale + bend * (m - z_j)) - smooth * u_j for j != y, at_target for y; and
+    of_t * w_j * (log d + (m - z_j)) of t_j."""
 
-
-@triton.jit
-def scalar(value, dtype: tl.constexpr):
-    """A float argument, or what it points to, as `dtype`; in the interpreter it is a Python float still: no .to().
-    Less 0: plus 0 would make 0 of -0, by which a mean is divided to -inf."""
-    if hasattr(value, "dtype"):
-        if value.dtype.is_ptr():
-            value = tl.load(value)
-    return (value - tl.zeros((), dtype)).to(dtype)
-
-
-@triton.jit
-def nan_unless(condition, dtype: tl.constexpr):
-    """0 or NaN, by way of inf - inf: as a scalar constant of float64, Triton 3.7's code for AMD does not assemble."""
-    x = tl.where(condition, 0.0, float("inf")).to(tl.float32)
-    return (x - x).to(dtype)
-
-
-@triton.jit
-def finite_or_zero(m):
-    """A running maximum as a shift: 0 while only -inf was seen, since -inf - -inf is NaN."""
-    return tl.where(m == float("-inf"), 0.0, m)
+    m: Any
+    log_d: Any
+    scale: Any
+    bend: Any
+    smooth: Any
+    of_t: Any
+    at_target: Any
 
 
 @triton.jit
@@ -191,6 +177,35 @@ def load_target_weight(weight_ptr, target, valid, dtype: tl.constexpr):
     else:
         w_y = tl.load(weight_ptr + target, mask=valid, other=1.0).to(dtype)
     return w_y + nan_unless(valid, dtype)
+
+
+@triton.jit
+def compared(batch, rows, n_rows, n_cols, strides, formula):
+    """The target of rows."""
+    acc: tl.constexpr = formula.eps.dtype
+    if batch.target_ptr is not None:
+        y, active, valid = load_target(
+            batch.target_ptr, batch.sample_weight_ptr, rows, n_rows, n_cols, formula.extras.ignore_index
+        )
+        x = tl.load(batch.logits_ptr + rows * strides.row + y.to(tl.int64) * strides.col, mask=valid, other=0.0)
+        z, slope = logit_map(x, None, formula.extras, acc)
+        w = load_target_weight(batch.weight_ptr, y, valid, acc)
+        target = Target(y, active, valid, z, slope, w, w, formula.even)
+    else:
+        active = rows_that_count(batch.sample_weight_ptr, rows, n_rows)
+        target = no_class(rows, active, formula)
+    return target
+
+
+@triton.jit
+def no_class(rows, active, formula):
+    acc: tl.constexpr = formula.eps.dtype
+    one = tl.full((), 1.0, acc)
+    zero = tl.zeros(rows.shape, acc)
+    share = formula.even
+    if formula.probs_ptr is not None:
+        share = one
+    return Target(tl.full(rows.shape, -1, tl.int32), active, active, zero + float("-inf"), one, zero, one, share)
 
 
 @triton.jit
@@ -237,39 +252,6 @@ def load_norm(norm_ptr, NORMS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def tanh(u):
-    """tanh(u), and its derivative, neither with a cancellation: below 0.4 by the continued fraction of Lambert (1768),
-    cut where float64 does not see it; above, with e = exp(-2|u|), (1 - e) / (1 + e) and 4 e / (1 + e)^2."""
-    small = tl.abs(u) < 0.4
-    e = exp(-2.0 * tl.abs(u))
-    s = tl.where(small, u * u, 0.0)
-    top = tl.where(u < 0.0, e - 1.0, 1.0 - e)
-    top = tl.where(small, u * (135135.0 + s * (17325.0 + s * (378.0 + s))), top)
-    bottom = tl.where(small, 135135.0 + s * (62370.0 + s * (3150.0 + s * 28.0)), 1.0 + e)
-    r = reciprocal(bottom)
-    t = top * r
-    t = tl.fma(r, tl.fma(-bottom, t, top), t)  # rounded once
-    return t, tl.where(small, 1.0 - t * t, 4.0 * e * r * r)
-
-
-@triton.jit
-def tanh_for(u, dtype: tl.constexpr):
-    """The same, as exact as results in `dtype` can show: of 16 bits to 3e-7, with a shorter fraction and divisions
-    that are not corrected."""
-    if dtype == tl.float32 or dtype == tl.float64:
-        t, slope = tanh(u)
-    else:
-        small = tl.abs(u) < 0.4
-        e = tl.exp2(tl.abs(u) * (-2.0 * LOG2E))
-        s = tl.where(small, u * u, 0.0)
-        top = tl.where(small, u * (105.0 + s * 10.0), tl.where(u < 0.0, e - 1.0, 1.0 - e))
-        r = 1.0 / tl.where(small, 105.0 + s * (45.0 + s), 1.0 + e)
-        t = top * r
-        slope = tl.where(small, 1.0 - t * t, 4.0 * e * r * r)
-    return t, slope
-
-
-@triton.jit
 def logit_map(x, mask, extras, dtype: tl.constexpr):
     """z in `dtype`, and dz/dx, of loaded logits; -inf where the mask, if any, is false: softcap * tanh(-inf) is not."""
     z = x.to(dtype)
@@ -304,30 +286,10 @@ def log_normalizer(m, rest, z_y):
 
 
 @triton.jit
-def log_of(d, rest, apart):
-    """log d; with `apart`, d = fl(1 + rest), log1p(rest): Kahan's log(d) * rest / (d - 1)."""
-    log_d = tl.log(d)
-    exact = tl.where(d == 1.0, rest, log_d * (rest * reciprocal(tl.where(d == 1.0, 1.0, d - 1.0))))
-    return tl.where(apart, exact, log_d)
-
-
-@triton.jit
 def behind(m, z_y):
     """m - z_y, and 0 where the target is the largest: behind a map z_y is a product, which a compiler may take into the
     subtraction unrounded, where m is rounded. That would leave half a rounding of z, above any confident row's loss."""
     return tl.where(z_y == m, 0.0, m - z_y)
-
-
-@triton.jit
-def loss_of_target(m, rest, z_y, w_y, v, eps, extras):
-    """d, log d, and what of the loss w_y weighs, the target's part, and v, the z-loss."""
-    d, log_d = log_normalizer(m, rest, z_y)
-    hard = (1.0 - eps) * w_y
-    loss = tl.where(hard == 0.0, d * 0.0, hard * (behind(m, z_y) + log_d))  # d * 0: still NaN where there is no softmax
-    if extras.z_loss is not None:
-        lse = m + log_d
-        loss += tl.where(v == 0.0, 0.0, scalar(extras.z_loss, loss.dtype) * v * lse * lse)
-    return d, log_d, loss
 
 
 @triton.jit
@@ -349,79 +311,100 @@ def smoothing(extras, n_cols, dtype: tl.constexpr):
 
 
 @triton.jit
-def raised(total, risen):
-    """What sum_j u_j * (m - z_j) gains where m rises: nothing if it does not, whatever sum_j u_j is."""
-    return tl.where(risen == 0.0, 0.0, total * risen)
+def with_target(highest, rest, total, gap, moment, target):
+    """Sums over j != y relative to `highest`, the largest of those z_j, moved to the row's m, and all but `rest` joined
+    by the target's own term: the row, and its gap."""
+    m = tl.where(target.active, tl.maximum(highest, target.z), 0.0)
+    risen = tl.where(highest == float("-inf"), 0.0, m - highest)
+    over = exp(highest - m)
+    moment = moment_of(over, moment + rest * risen) + moment_of(exp(target.z - m), behind(m, target.z))
+    gap += raised(total, risen) + weighed_gap(m, target.z, target.w)
+    return Row(m, rest * over, total + target.w, moment), gap
 
 
 @triton.jit
-def moment_of(e, gap):
-    """exp(z_j - m) * (m - z_j), of which the entropy is made: 0 * log 0 is 0."""
-    return tl.where(e == 0.0, 0.0, e * gap)
-
-
-@triton.jit
-def gradient_of_row(
-    r, m, rest, z_y, w_y, v, total, moment, eps, share, extras, cotangents, rows, active, U: tl.constexpr
-):
-    """The gradient as exp(z_j - m) * (scale + bend * (m - z_j)) - smooth * w_j for j != y, and its value at y.
-
-    total: sum_j w_j; moment: sum_j exp(z_j - m) * (m - z_j), where the entropy has a gradient.
-    """
-    dtype: tl.constexpr = r.dtype
-    e_y = exp(z_y - m)
-    per_d = reciprocal(rest + e_y)
-    hard = r * (1.0 - eps) * w_y  # of p_j - [j == y]
-    soft = tl.zeros((), dtype)  # of p_j
-    smooth = tl.zeros((), dtype)  # of w_j
+def loss_of_row(row, gap, target, formula):
+    """d, log d, and the loss of rows; gap: sum_j u_j * (m - z_j)."""
+    U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
+    d, log_d = log_normalizer(row.m, row.rest, target.z)
+    hard = (1.0 - formula.eps) * target.w
+    loss = hard * (behind(row.m, target.z) + log_d)
+    loss = tl.where(hard == 0.0, d * 0.0, loss)  # d * 0: still NaN where there is no softmax
+    if formula.extras.z_loss is not None:
+        lse = row.m + log_d
+        zeta = scalar(formula.extras.z_loss, loss.dtype) * target.v
+        loss += tl.where(target.v == 0.0, 0.0, zeta * lse * lse)
     if U:
-        smooth = r * share
-        soft += smooth * total
+        loss += target.share * (row.total * log_d + gap)
+    return d, log_d, loss
+
+
+@triton.jit
+def gradient_of_row(r, row, target, formula, cotangents, rows):
+    dtype: tl.constexpr = r.dtype
+    U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
+    extras = formula.extras
+    e_y = exp(target.z - row.m)
+    per_d = reciprocal(row.rest + e_y)
+    hard = r * (1.0 - formula.eps) * target.w  # of p_j - [j == y]
+    soft = tl.zeros((), dtype)  # of p_j
+    smooth = tl.zeros((), dtype)  # of u_j
+    if U:
+        smooth = r * target.share
+        soft += smooth * row.total
     bend = tl.zeros((), dtype)
-    if extras.z_loss is not None or cotangents.lse is not None:
-        _, log_d = log_normalizer(m, rest, z_y)
-        if extras.z_loss is not None:
-            zeta = scalar(extras.z_loss, dtype) * v
-            soft += tl.where(zeta == 0.0, 0.0, r * 2.0 * zeta * (m + log_d))
-        if cotangents.lse is not None:
-            soft += load_cotangent(cotangents.lse, rows, active, dtype)
+    _, log_d = log_normalizer(row.m, row.rest, target.z)
+    if extras.z_loss is not None:
+        zeta = scalar(extras.z_loss, dtype) * target.v
+        soft += tl.where(zeta == 0.0, 0.0, r * 2.0 * zeta * (row.m + log_d))
+    if cotangents.lse is not None:
+        soft += load_cotangent(cotangents.lse, rows, target.active, dtype)
     if cotangents.target_logprob is not None:
-        hard -= load_cotangent(cotangents.target_logprob, rows, active, dtype)
-    at_target = per_d * (soft * e_y - hard * rest) - smooth * w_y
+        hard -= load_cotangent(cotangents.target_logprob, rows, target.active, dtype)
+    at_target = per_d * (soft * e_y - hard * row.rest) - smooth * target.w
     scale = (hard + soft) * per_d
     if cotangents.entropy is not None:
-        bend = load_cotangent(cotangents.entropy, rows, active, dtype) * per_d
-        at_target += bend * (moment_of(e_y, behind(m, z_y)) - e_y * (moment * per_d))
-        scale -= bend * (moment * per_d)
+        bend = load_cotangent(cotangents.entropy, rows, target.active, dtype) * per_d
+        at_target += bend * (moment_of(e_y, behind(row.m, target.z)) - e_y * (row.moment * per_d))
+        scale -= bend * (row.moment * per_d)
+    at_target = times_slope(at_target, target.slope, extras)
     zero = tl.zeros((), dtype)
-    scale, bend = tl.where(active, scale, zero), tl.where(active, bend, zero)
-    return scale, bend, tl.where(active, smooth, zero), tl.where(active, at_target, zero)
+    return Factors(
+        row.m,
+        log_d,
+        tl.where(target.active, scale, zero),
+        tl.where(target.active, bend, zero),
+        tl.where(target.active, smooth, zero),
+        tl.where(target.active, r * (1.0 - formula.eps), zero),
+        tl.where(target.active, at_target, zero),
+    )
 
 
 @triton.jit
-def store_stats(outputs, rows, in_range, active, valid, m, d, log_d, z_y, below, moment, best):
+def store_stats(outputs, rows, in_range, target, row, d, log_d, below, best):
     """What is wanted of rows besides their loss; of one that does not count 0, and class -1; of one whose target does
     not exist NaN, and -1.
 
     below: sum of exp(z_j - m) over z_j < m, j != y. Where another class than the target is the largest, and d < 2 says
     that it is alone, d = 1 + below + exp(z_y - m).
     """
-    undefined = nan_unless(valid, m.dtype)
+    m, z_y, active = row.m, target.z, target.active
+    undefined = nan_unless(target.valid, m.dtype)
     if outputs.lse is not None:
         tl.store(outputs.lse + rows, tl.where(active, m + log_d + undefined, 0.0), mask=in_range)
     if outputs.entropy is not None:
         but_one = below + exp(z_y - m)
         log_d_apart = log_of(1.0 + but_one, but_one, True)
-        entropy = tl.where((z_y < m) & (d < 2.0), log_d_apart, log_d) + moment * reciprocal(d) + undefined
+        entropy = tl.where((z_y < m) & (d < 2.0), log_d_apart, log_d) + row.moment * reciprocal(d) + undefined
         tl.store(outputs.entropy + rows, tl.where(active, entropy, 0.0), mask=in_range)
     if outputs.target_logprob is not None:
         log_p = undefined - (behind(m, z_y) + log_d)
         tl.store(outputs.target_logprob + rows, tl.where(active, log_p, 0.0), mask=in_range)
     if outputs.prediction is not None:
-        tl.store(outputs.prediction + rows, tl.where(valid & (d == d), best, -1).to(tl.int64), mask=in_range)
+        tl.store(outputs.prediction + rows, tl.where(target.valid & (d == d), best, -1).to(tl.int64), mask=in_range)
 
 
 @triton.jit
-def better_of(z_y, target, runner_up, best):
+def better_of(target, highest, best):
     """The class of the largest logit, the first of them: the target, or the best of the others."""
-    return tl.where((z_y > runner_up) | ((z_y == runner_up) & (target < best)), target, best)
+    return tl.where((target.z > highest) | ((target.z == highest) & (target.y < best)), target.y, best)
