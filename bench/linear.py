@@ -8,8 +8,9 @@
     cce                          Apple's; on a CPU its variant for torch.compile
     liger, quack                 on a GPU. TRL calls Liger's
 
-Of each: the most bytes that a step has at once beside the gradients of input and weight, and the errors of the loss and
-of the gradients, relative to the largest, against float64. Whose gradient is off by more than TOLERANCE gets no time.
+Of each: the most bytes that a step has at once beside the gradients of input and weight; how many products as large as
+that of input and weight PyTorch was asked for, which are 3 of all rows, in parts or not (those of a kernel of its own
+are not counted); and the errors of the loss and of the gradients, relative to the largest, against float64. Whose gradient is off by more than TOLERANCE gets no time.
 The others take turns: time over eager's in the same turn, its median, and lowest to highest. On a CPU one thread, by
 CPU time. The limit is the time of the three products alone, which are the least floating point work: 6 * n_rows *
 n_features * n_cols operations. A quarter of the targets is ignored, or none.
@@ -32,6 +33,7 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from bench.contenders import Unavailable, need
 from bench.contenders.compiled import compile_anew, need_compiler
@@ -41,6 +43,7 @@ from softxent import fused_linear_softmax_xent, fused_softmax_xent
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TOLERANCE = 0.05
+FACTORS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}  # which arguments
 PEERS = {  # name: module, distribution, function
     "liger": ("liger_kernel.transformers.functional", "liger-kernel", "liger_fused_linear_cross_entropy"),
     "quack": ("quack.linear_cross_entropy", "quack-kernels", "chunked_linear_cross_entropy"),
@@ -108,8 +111,20 @@ def products(x: Tensor, w: Tensor) -> Callable[[], Any]:
     return lambda: (torch.mm(x, w.T, out=g), g @ w, g.T @ x)
 
 
+def counted(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products that PyTorch is asked for."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        run()
+    total = 0
+    for event in profiled.events() or ():
+        if event.name in FACTORS:
+            (m, k), (_, n) = (event.input_shapes[i] for i in FACTORS[event.name])
+            total += 2 * m * k * n
+    return total
+
+
 def measure(x: Tensor, w: Tensor, y: Tensor, machine: Machine, seconds: float) -> dict[str, dict[str, Any]]:
-    """By contender: its errors, memory in MB, and its times over eager's; or {"error": ...}."""
+    """By contender: its errors, memory in MB, products, and its times over eager's; or {"error": ...}."""
     exact = step(eager, x.detach().double().requires_grad_(), w.detach().double().requires_grad_(), y)
     found: dict[str, dict[str, Any]] = {}
     ready = {"limit": Contestant(nothing, products(x, w), 1)}
@@ -122,10 +137,11 @@ def measure(x: Tensor, w: Tensor, y: Tensor, machine: Machine, seconds: float) -
             pairs = zip(run(), exact, strict=True)
             errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs]
             memory = (machine.peak_bytes(run) - x.nbytes - w.nbytes) / 1e6
+            done = counted(run) / (2 * x.numel() * len(w))
         except Exception as error:  # the contender's own
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             continue
-        found[name] = dict(zip(("loss", "dx", "dW"), errors, strict=True)) | {"MB": memory}
+        found[name] = dict(zip(("loss", "dx", "dW"), errors, strict=True)) | {"MB": memory, "products": done}
         if max(errors) <= TOLERANCE:
             ready[name] = Contestant(nothing, run, 1)
     times = in_turns(ready, machine, seconds)
@@ -137,8 +153,8 @@ def measure(x: Tensor, w: Tensor, y: Tensor, machine: Machine, seconds: float) -
 
 def row(name: str, one: dict[str, Any]) -> str:
     if "error" in one:
-        return f"| {name} | {one['error']} | | | | |"
-    cells = [f"{one['MB']:.1f}" if "MB" in one else ""]
+        return f"| {name} | {one['error']} | | | | | |"
+    cells = [f"{one[key]:.{digits}f}" if one.get(key) else "" for key, digits in (("MB", 1), ("products", 2))]
     cells += [f"{one[key]:.1e}" if key in one else "" for key in ("loss", "dx", "dW")]
     times = one.get("times", [])
     cells.append(f"{median(times):.2f} ({min(times):.2f}-{max(times):.2f})" if times else "wrong: no time")
@@ -158,8 +174,8 @@ def main() -> None:
     for dtype in arguments.dtypes.split(","):
         for ignored in (False, True):
             print(f"\n{dtype}, {'a quarter' if ignored else 'none'} ignored\n")
-            print("| | MB beside the gradients | error of loss | of dx | of dW | time over eager's, lower is better |")
-            print("|---|---:|---:|---:|---:|---:|")
+            print("| | MB beside the gradients | products | error of loss | of dx | of dW | time over eager's, lower is better |")
+            print("|---|---:|---:|---:|---:|---:|---:|")
             x, w, y = inputs((n_rows, n_features, n_cols), getattr(torch, dtype), ignored, machine.device)
             for name, one in measure(x, w, y, machine, arguments.seconds).items():
                 print(row(name, one), flush=True)

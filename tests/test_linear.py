@@ -23,12 +23,15 @@ from exactness import by_reference, composed
 from softxent import (
     FusedLinearSoftmaxXent,
     FusedSoftmaxXent,
+    checks,
     dispatch,
     fused_linear_softmax_xent,
     fused_linear_softmax_xent_with_stats,
+    fused_softmax_xent,
     fused_softmax_xent_with_stats,
     linear_logprobs,
     linear_rows,
+    vocab_parallel_softmax_xent,
 )
 
 INF, NAN = float("inf"), float("nan")
@@ -489,6 +492,28 @@ def test_a_weight_changed_between_raises_only_where_it_is_read() -> None:
             again.backward()
 
 
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+@pytest.mark.parametrize("name, value", [("label_smoothing", 0.1), ("z_loss", 0.1), ("softcap", 2.0)])
+@pytest.mark.usefixtures("process_group")
+def test_a_number_changed_between_raises(path: str, monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
+    """As on a GPU, where its tensor is not read before the kernels do."""
+    monkeypatch.setattr(checks, "_constant", checks._number)
+    case, world = Case(), torch.distributed.group.WORLD
+    z = F.linear(*case.leaves)
+    for op in (
+        partial(fused_softmax_xent, z, case.y),
+        partial(vocab_parallel_softmax_xent, z, case.y, group=world),
+        case.ours,
+        partial(case.ours, group=world),
+    ):
+        number = torch.tensor(value)
+        loss = op(reduction="none", **{name: number}).sum()
+        loss.backward(retain_graph=True)
+        number.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gradcheck_and_gradgradcheck(path: str, soft: bool, reduction: str) -> None:
@@ -811,6 +836,11 @@ def test_a_target_out_of_range_in_a_later_chunk_is_named_by_its_row() -> None:
     ids[5, 2] = -1
     with pytest.raises(IndexError, match="-1 at row 5"):
         linear_logprobs(case.x, case.w, ids=ids)
+    y = torch.zeros(4, 10, dtype=torch.int64)
+    y[:, 0] = 99  # which nothing predicts
+    y[2, 7] = 98
+    with pytest.raises(IndexError, match="98 at row 27"):
+        fused_linear_softmax_xent(case.x.view(4, 10, 8), case.w, y, shift=True)
 
 
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)

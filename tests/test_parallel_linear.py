@@ -377,6 +377,8 @@ def refused(rank: int) -> dict[str, Any]:
         "a plain bias": spread | {"linear_bias": case["linear_bias"]},
         "a group beside DTensors": spread | world,
         "out of range": mine | {"target": case["target"].clamp(min=36) + 1},
+        "out of range behind a shift": mine | {"target": torch.arange(8) * 7, "shift": True},
+        "ids": {k: mine[k] for k in ("input", "linear_weight", "group")} | {"ids": torch.zeros(8, 2).long()},
         "few bytes": mine | {"max_logits_bytes": 100},
         "few bytes for backward": sliced(case | {"target": learned(probabilities()[:8])}, at, 0)
         | world
@@ -390,7 +392,8 @@ def refused(rank: int) -> dict[str, Any]:
     for name, given in calls.items():
         if given.get("group") is dist.group.WORLD:
             given = given | {"group": dist.new_group()}  # which has not agreed on anything
-        function = fused_linear_softmax_xent_with_stats if "stats" in given else fused_linear_softmax_xent
+        function: Any = fused_linear_softmax_xent_with_stats if "stats" in given else fused_linear_softmax_xent
+        function = linear_logprobs if "ids" in given else function
         try:
             with torch.set_grad_enabled(rank != 1 or name != "no gradient on one rank"):
                 found[name] = function(**given)
@@ -467,6 +470,8 @@ def test_log_probabilities_of_dtensors_and_a_mean_that_is_infinite() -> None:
         ("a plain bias", RuntimeError, "linear_bias is a plain tensor"),
         ("a group beside DTensors", ValueError, "group is for plain tensors"),
         ("out of range", IndexError, "target 37 at row 0"),
+        ("out of range behind a shift", IndexError, "target 42 at row 6"),
+        ("ids", ValueError, "several ids of each token do not go with a group"),
         ("few bytes", ValueError, "max_logits_bytes=100 is less than one row needs"),
         ("few bytes for backward", ValueError, "max_logits_bytes=1500 is less than one row needs"),
         ("a stat on one rank", (ValueError, RuntimeError), "perplexity"),

@@ -271,7 +271,7 @@ def _run(
     later: those that backward will want, for which the bytes have to suffice too.
     """
     if given is None:
-        check_exist(inputs, len(head.weight), options)
+        check_exist(inputs, len(head.weight), options, len(head.input) - len(inputs.target))
     rows, inputs = that_count(inputs, options, how.valid_rows)
     target, acc = inputs.target, _acc(head.input)
     n_rows = len(target)
@@ -362,13 +362,13 @@ def that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tupl
     return torch.argsort(counted, stable=True, descending=True)[:valid_rows], inputs
 
 
-def check_exist(inputs: Inputs, n_cols: int, options: Options) -> None:
-    """Raises IndexError before anything is made; the kernels have NaN instead."""
+def check_exist(inputs: Inputs, n_cols: int, options: Options, first: int) -> None:
+    """Raises IndexError before anything is made; the kernels have NaN instead. first: rows of the caller's before."""
     target = inputs.target
     if target.is_floating_point() or dispatch.uses_kernels(target) or target.numel() == 0:
         return
     for y in target.T if _is_ids(target) else (target,):
-        _existing(y, n_cols, options.ignore_index)
+        _existing(y, n_cols, options.ignore_index, first)
 
 
 def _may_wait(tensor: Tensor) -> bool:

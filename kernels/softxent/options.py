@@ -29,6 +29,11 @@ class Options(NamedTuple):
         """Whether the softmax is one of other numbers than the logits."""
         return self.softcap is not None or self.logit_scale != 1 or inputs.logit_scale is not None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What to save for backward, so that autograd tells who has edited a number since."""
+        return [x for x in (self.label_smoothing, self.z_loss, self.softcap) if isinstance(x, Tensor)]
+
 
 def is_given(number: float | Tensor | None, neutral: float = 0.0) -> bool:
     """Whether it may change anything: a tensor may, for its value is not looked at."""

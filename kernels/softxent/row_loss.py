@@ -61,7 +61,7 @@ class RowLoss(torch.autograd.Function):
             if written:
                 torch.autograd.graph.increment_version(logits)
                 ctx.version = logits._version
-            ctx.save_for_backward(None if written else logits, *inputs[1:])
+            ctx.save_for_backward(None if written else logits, *inputs[1:], *options.tensors)
             ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
         if not wanted:
             return loss
@@ -87,7 +87,7 @@ class RowLoss(torch.autograd.Function):
                 ctx.kept = None
                 torch.autograd.graph.increment_version(dlogits)
             return dlogits, dtarget, None, None, None, None, None
-        inputs = Inputs(*ctx.saved_tensors)
+        inputs = Inputs(*ctx.saved_tensors[:6])
         if inputs.logits is None:
             inputs = inputs._replace(logits=ctx.kept[0])
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options

@@ -402,8 +402,9 @@ def _classes(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor | None]:
     return y, ignored
 
 
-def _existing(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """The target as int64 classes that exist, and where it is ignored: None where no row is."""
+def _existing(target: Tensor, n_cols: int, ignore_index: int, first: int = 0) -> tuple[Tensor, Tensor | None]:
+    """The target as int64 classes that exist, and where it is ignored: None where no row is. first: the number of the
+    first row, for the error."""
     y = target.long()
     low, high = (v.item() for v in torch.aminmax(y))
     if low >= 0 and high < n_cols and not low <= ignore_index <= high:
@@ -413,7 +414,7 @@ def _existing(target: Tensor, n_cols: int, ignore_index: int) -> tuple[Tensor, T
     if bad.any():
         row = int(bad.nonzero()[0, 0])
         raise IndexError(
-            f"target {int(y[row])} at row {row} is out of bounds for {n_cols} classes "
+            f"target {int(y[row])} at row {first + row} is out of bounds for {n_cols} classes "
             f"(and is not ignore_index = {ignore_index})"
         )
     return y.masked_fill(ignored, 0), ignored

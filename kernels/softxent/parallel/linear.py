@@ -87,7 +87,8 @@ def of_group(
         shard = agree(group, decides, same, len(weight), vocab_start, vocab_size, equal, None, x.device)
     if shard.n_classes == 0 and len(inputs.target):
         raise IndexError(f"no class to choose from: none of the {dist.get_world_size(group)} ranks holds one")
-    check_exist(inputs, shard.n_classes, call.options)  # here, where a row's number is that of the caller
+    before = call.shape.numel() - len(inputs.target)
+    check_exist(inputs, shard.n_classes, call.options, before)  # here, where a row's number is that of the caller
     if how.max_bytes == OF_WIDEST:
         how = how._replace(max_bytes=default_bytes(shard.widest, weight))
     n_cols = shard.n_cols
@@ -175,7 +176,7 @@ class VocabLinear(torch.autograd.Function):
         at_once = made_in_forward(head, options, how, names)
         with torch.autocast(head.input.device.type, enabled=False):
             loss, stats, rows, made = _forward(head, inputs, options, shard, how, names, wanted, at_once)
-        ctx.save_for_backward(*tensors, *rows)
+        ctx.save_for_backward(*tensors, *rows, *options.tensors)
         ctx.rest = options, shard, how, names, wanted
         ctx.at_once, ctx.made = at_once, made
         ctx.set_materialize_grads(False)
@@ -194,18 +195,19 @@ class VocabLinear(torch.autograd.Function):
             )
         if not there:
             return (None,) * 9
-        tensors, rows = ctx.saved_tensors[:8], Row(*ctx.saved_tensors[8:])
-        head, inputs = _unpacked(tensors)
         dloss, dstats = given[0], Stats(**dict(zip(names, given[1:], strict=True)))._replace(prediction=None)
         made, ctx.made = ctx.made, None
-        with torch.autocast(head.input.device.type, enabled=False):
-            if not ctx.at_once:
-                made = _backward(head, inputs, options, shard, how, wanted, rows, dloss, dstats)
-            else:
-                if made is None:  # a second backward pass
+        if made is None:
+            tensors, rows = ctx.saved_tensors[:8], Row(*ctx.saved_tensors[8 : 8 + len(Row._fields)])
+            head, inputs = _unpacked(tensors)
+            with torch.autocast(there[0].device.type, enabled=False):
+                if not ctx.at_once:
+                    made = _backward(head, inputs, options, shard, how, wanted, rows, dloss, dstats)
+                else:  # a second backward pass
                     made = _forward(head, inputs, options, shard, how, names, wanted, True)[3]
-                assert dloss is not None
-                times_([x for x in made if x is not None], dloss)
+        if ctx.at_once:
+            assert dloss is not None
+            times_([x for x in made if x is not None], dloss)
         return *made[:4], None, None, None, made.logit_scale, None
 
 

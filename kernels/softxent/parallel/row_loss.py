@@ -40,7 +40,7 @@ class VocabRowLoss(torch.autograd.Function):
         module, fields = implementation(logits), fields_of(inputs, options, wanted)
         gathered, _ = exchange(module.sums(inputs, options, shard, fields), shard)
         loss, stats, row = module.combine(gathered, inputs, options, shard, fields, wanted)
-        ctx.save_for_backward(*arguments[:5], *row)
+        ctx.save_for_backward(*arguments[:5], *row, *options.tensors)
         ctx.module, ctx.options, ctx.shard, ctx.inplace, ctx.done = module, options, shard, inplace, False
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in (row.w_y, stats.prediction) if x is not None))
@@ -56,7 +56,7 @@ class VocabRowLoss(torch.autograd.Function):
             )
         if ctx.done:
             raise RuntimeError("a second backward pass after inplace=True: the logits are gone. Leave it out")
-        logits, target, weight, sample_weight, scale, *row = ctx.saved_tensors
+        logits, target, weight, sample_weight, scale, *row = ctx.saved_tensors[: 5 + len(Row._fields)]
         wants = ctx.needs_input_grad
         inputs = Inputs(logits, target, weight, sample_weight, None, scale)
         dlogits = dtarget = dscale = None
