@@ -9,11 +9,11 @@
     liger, quack                 on a GPU. TRL calls Liger's
 
 Of each: the most bytes that a step has at once beside the gradients of input and weight; how many products as large as
-that of input and weight PyTorch was asked for, which are 3 of all rows, in parts or not (those of a kernel of its own
-are not counted); and the errors of the loss and of the gradients, relative to the largest, against float64. Whose gradient is off by more than TOLERANCE gets no time.
-The others take turns: time over eager's in the same turn, its median, and lowest to highest. On a CPU one thread, by
-CPU time. The limit is the time of the three products alone, which are the least floating point work: 6 * n_rows *
-n_features * n_cols operations. A quarter of the targets is ignored, or none.
+that of input and weight PyTorch was asked for, 3 for all rows, in parts or not (those of a kernel of one's own are not
+counted); and the errors of the loss and of the gradients, relative to the largest, against float64. Whose gradient is
+off by more than TOLERANCE gets no time. The others take turns: time over eager's in the same turn, its median, and
+lowest to highest. On a CPU one thread, by CPU time. The limit is the time of the three products alone, which are the
+least floating point work: 6 * n_rows * n_features * n_cols operations. A quarter of the targets is ignored, or none.
 """
 
 import argparse
@@ -174,7 +174,8 @@ def main() -> None:
     for dtype in arguments.dtypes.split(","):
         for ignored in (False, True):
             print(f"\n{dtype}, {'a quarter' if ignored else 'none'} ignored\n")
-            print("| | MB beside the gradients | products | error of loss | of dx | of dW | time over eager's, lower is better |")
+            of_values = "MB beside the gradients | products | error of loss | of dx | of dW"
+            print(f"| | {of_values} | time over eager's, lower is better |")
             print("|---|---:|---:|---:|---:|---:|---:|")
             x, w, y = inputs((n_rows, n_features, n_cols), getattr(torch, dtype), ignored, machine.device)
             for name, one in measure(x, w, y, machine, arguments.seconds).items():

@@ -537,6 +537,27 @@ def test_gradgradcheck_of_logprobs(path: str) -> None:
         assert torch.autograd.gradgradcheck(op, case.leaves[:2])
 
 
+def test_a_recorded_backward_pass_of_what_is_learned_alone(path: str) -> None:
+    """Of ids of which the first is ignored, and is a class; and of probabilities beside stats that do not learn."""
+    case = Case(dtype=torch.float64)
+    ids = torch.tensor([[3, 1], [2, 3], [3, 3]])
+    x, w, b = (t.detach() for t in case.leaves)
+    z = F.linear(x[:3], w, b).requires_grad_()
+    p = z.softmax(1)
+    right = torch.where((ids == 3).all(1), 0, -(p * p.log()).sum(1))
+    x = x[:3].requires_grad_()
+    _, entropy = linear_logprobs(x, w, None, b, ids=ids, ignore_index=3)
+    (dx,) = torch.autograd.grad(entropy.sum(), x, create_graph=True)
+    torch.testing.assert_close(dx, torch.autograd.grad(right.sum(), z)[0] @ w)
+
+    soft = Case(soft=True)
+    x, w, b = (t.detach() for t in soft.leaves)
+    soft.y.requires_grad_()
+    found: Any = fused_linear_softmax_xent_with_stats(x, w, soft.y, b, reduction="sum", stats="entropy")
+    (dy,) = torch.autograd.grad(found.loss + found.entropy.sum(), soft.y, create_graph=True)
+    torch.testing.assert_close(dy, -F.linear(x, w, b).log_softmax(1))
+
+
 def test_transforms(path: str) -> None:
     case = Case(dtype=torch.float64)
     x, w, b = (t.detach() for t in case.leaves)
@@ -929,14 +950,13 @@ def test_on_the_meta_device() -> None:
 def test_a_budget_that_backward_has_no_room_in_is_refused_at_once() -> None:
     x, w = torch.randn(6, 5, requires_grad=True), torch.randn(13, 5, requires_grad=True)
     p = torch.softmax(torch.randn(6, 13), 1).requires_grad_()
-    for size in range(400, 700, 4):
-        try:
-            loss = fused_linear_softmax_xent(x, w, p, reduction="none", max_logits_bytes=size)
-        except ValueError:
-            continue
-        torch.autograd.grad(loss.sum(), (x, w, p))
-        return
-    raise AssertionError("no budget was enough")
+    with pytest.raises(ValueError, match="one row needs") as raised:
+        fused_linear_softmax_xent(x, w, p, reduction="none", max_logits_bytes=1)
+    least = int(str(raised.value).split("needs, ")[1].split(":")[0])
+    with pytest.raises(ValueError, match=f"needs, {least}"):
+        fused_linear_softmax_xent(x, w, p, reduction="none", max_logits_bytes=least - 1)
+    loss = fused_linear_softmax_xent(x, w, p, reduction="none", max_logits_bytes=least)
+    torch.autograd.grad(loss.sum(), (x, w, p))
 
 
 def test_no_features_leave_the_bias() -> None:

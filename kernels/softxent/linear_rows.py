@@ -92,9 +92,9 @@ def plain_loss(head: Head, inputs: Inputs, options: Options) -> tuple[Tensor, St
     if not _is_ids(inputs.target):
         return reference.softmax_xent(inputs, options), reference.row_stats(inputs, options)
     ids, ignored = _existing_ids(inputs.target, z.shape[1], options)
-    rows = inputs._replace(target=ids[:, 0].masked_fill(ignored.all(1), options.ignore_index))
+    rows = inputs._replace(target=torch.where(ignored.all(1), -100, 0))
     log_p = torch.log_softmax(reference.logit_map(z, options, inputs.logit_scale), 1)
-    return log_p.gather(1, ids).masked_fill(ignored, 0), reference.row_stats(rows, options)
+    return log_p.gather(1, ids).masked_fill(ignored, 0), reference.row_stats(rows, _without_loss(options))
 
 
 def made_in_forward(head: Head, options: Options, how: How, names: Sequence[str]) -> bool:
@@ -276,9 +276,7 @@ def _run(
     target, acc = inputs.target, _acc(head.input)
     n_rows = len(target)
     count = n_rows if rows is None else len(rows)
-    sizes = sizes_of(head, inputs, how, wanted, count, rows is not None)
-    if later is not None:
-        sizes_of(head, inputs, how, later, count, rows is not None)
+    sizes = sizes_of(head, inputs, how, later or wanted, count, rows is not None)
     products = Products(head, how, sizes, wanted, n_rows, rows is None)
     loss, stats = None, Stats()
     if given is None:
@@ -628,7 +626,8 @@ def _by_torch(ctx: Any, dloss: Tensor | None, dstats: Stats) -> Gradients:
         head, inputs, options, _ = _unpacked(tensors, packed)
         loss, stats = plain_loss(head, inputs, options)
     pairs = [(loss, dloss), *zip(stats, dstats, strict=True)]
-    outputs, given = zip(*[(y, dy.to(y.dtype)) for y, dy in pairs if y is not None and dy is not None], strict=True)
+    used = [(y, dy) for y, dy in pairs if y is not None and y.requires_grad and dy is not None]
+    outputs, given = [y for y, _ in used], [dy.to(y.dtype) for y, dy in used]
     of = *tensors[:4], inputs.logit_scale
     leaves: list[Any] = [x for x, is_wanted in zip(of, ctx.wanted, strict=True) if is_wanted]
     found = iter(torch.autograd.grad(outputs, leaves, given, create_graph=record, allow_unused=True))

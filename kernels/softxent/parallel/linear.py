@@ -239,9 +239,7 @@ class _Chunks:
         self.count = n_rows if self.rows is None else len(self.rows)
         some = self.rows is not None
         row = 2 * dist.get_world_size(shard.group) * MOST_FIELDS * self.inputs.logits.itemsize  # gathered, and moved
-        self.sizes = sizes_of(head, self.inputs, how, wanted, self.count, some, shard.widest, rooms, row)
-        if later is not None:
-            sizes_of(head, self.inputs, how, later, self.count, some, shard.widest)
+        self.sizes = sizes_of(head, self.inputs, how, later or wanted, self.count, some, shard.widest, rooms, row)
         self.products = Products(head, how, self.sizes, wanted, n_rows, not some, rooms)
         self.dtarget = inputs.target.new_zeros(inputs.target.shape) if wanted.target else None
 
