@@ -23,6 +23,7 @@ def test_right_first_then_in_turns_beside_the_limit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(linear, "contenders", lambda device_type: planted)
     x, w, y = linear.inputs((12, 4, 9), torch.float32, True, torch.device("cpu"))
     found = linear.measure(x, w, y, Cpu(), 0.01)
+    assert found["eager"]["products"] == 3
     assert set(found["eager"]["times"]) == {1.0} and len(found["limit"]["times"]) == len(found["eager"]["times"])
     assert "times" not in found["wrong"] and found["wrong"]["loss"] == pytest.approx(0.2, rel=1e-3)
     assert linear.row("wrong", found["wrong"]).endswith("| wrong: no time |")
@@ -30,6 +31,18 @@ def test_right_first_then_in_turns_beside_the_limit(monkeypatch: pytest.MonkeyPa
     assert "1.00 (1.00-1.00)" in linear.row("eager", found["eager"]) and "| not installed |" in linear.row(
         "a", found["absent"]
     )
+
+
+def test_products_are_counted_in_whatever_parts_they_are_made() -> None:
+    x, w = torch.randn(6, 4), torch.randn(9, 4)
+
+    def in_parts() -> None:
+        out = torch.zeros(6, 9)
+        torch.mm(x[:2], w.T, out=out[:2])
+        torch.addmm(out[2:4], x[2:4], w.T)
+        out[4:].addmm_(x[4:], w.T)
+
+    assert linear.counted(in_parts) == 2 * 6 * 4 * 9
 
 
 def test_everyone_is_right_or_says_why_not() -> None:

@@ -363,8 +363,11 @@ def test_a_known_number_of_rows_is_not_asked_for(monkeypatch: pytest.MonkeyPatch
 def test_a_number_of_rows_that_is_too_small_gives_nan(path: str, monkeypatch: pytest.MonkeyPatch, soft: bool) -> None:
     monkeypatch.setattr(linear_rows, "_may_wait", lambda tensor: False)
     case = Case(n_rows=16, soft=soft)
-    loss = case.ours(sample_weight=torch.ones(16), valid_rows=2)
-    assert loss.isnan() and all(g.isnan().any() for g in torch.autograd.grad(loss, case.leaves))
+    for known in (0, 2):
+        loss = case.ours(sample_weight=torch.ones(16), valid_rows=known)
+        assert loss.isnan() and all(g.isnan().any() for g in torch.autograd.grad(loss, case.leaves))
+    none = case.ours(sample_weight=torch.zeros(16), valid_rows=0, reduction="sum")
+    assert none == 0 and not any(g.any() for g in torch.autograd.grad(none, case.leaves))
 
 
 def peak(case: Case, run: Callable[[], Any]) -> int:

@@ -234,7 +234,7 @@ def check(call: Call) -> None:
         "logit_scale": (dz * sizes).sum() / scale,
     }
     chunks = len(exact.sizes) + 1
-    narrow = w.dtype != F64 and call.tensors["linear_weight"].itemsize < 4 and call.options["accum_dtype"] is None
+    narrow = call.tensors["linear_weight"].itemsize < 4 and call.options["accum_dtype"] is None
     named = {"loss": (loss, exact.loss, plain.loss)}
     named |= {name: (stats[name], exact.stats[name], plain.stats[name]) for name in stats}
     if not exact.loss.isnan().any():  # a mean of nothing

@@ -124,13 +124,8 @@ def fused_linear_softmax_xent(
         normalizer=normalizer,
         loss_dtype=loss_dtype,
         shift=shift,
-        valid_rows=valid_rows,
-        max_logits_bytes=max_logits_bytes,
-        accum_dtype=accum_dtype,
-        group=group,
-        vocab_start=vocab_start,
-        vocab_size=vocab_size,
-        input_gradient=input_gradient,
+        asked=Asked(valid_rows, max_logits_bytes, accum_dtype),
+        place=Place(group, vocab_start, vocab_size, input_gradient),
         names=(),
     )
     return loss
@@ -192,13 +187,8 @@ def fused_linear_softmax_xent_with_stats(
         normalizer=normalizer,
         loss_dtype=loss_dtype,
         shift=shift,
-        valid_rows=valid_rows,
-        max_logits_bytes=max_logits_bytes,
-        accum_dtype=accum_dtype,
-        group=group,
-        vocab_start=vocab_start,
-        vocab_size=vocab_size,
-        input_gradient=input_gradient,
+        asked=Asked(valid_rows, max_logits_bytes, accum_dtype),
+        place=Place(group, vocab_start, vocab_size, input_gradient),
         names=names,
         failed=failed,
     )
@@ -260,13 +250,8 @@ def linear_logprobs(
         logit_scale=logit_scale,
         softcap=softcap,
         shift=shift,
-        valid_rows=valid_rows,
-        max_logits_bytes=max_logits_bytes,
-        accum_dtype=accum_dtype,
-        group=group,
-        vocab_start=vocab_start,
-        vocab_size=vocab_size,
-        input_gradient=input_gradient,
+        asked=Asked(valid_rows, max_logits_bytes, accum_dtype),
+        place=Place(group, vocab_start, vocab_size, input_gradient),
         names=names,
         several=ids is not None,
     )
@@ -289,6 +274,23 @@ def check_head(head: nn.Module) -> None:
     )
 
 
+class Asked(NamedTuple):
+    """Of the chunks, as the public functions have them."""
+
+    valid_rows: int | None
+    max_logits_bytes: int | None
+    accum_dtype: torch.dtype | None
+
+
+class Place(NamedTuple):
+    """Of the classes, as the public functions have it; by default they are all here."""
+
+    group: Any = None
+    vocab_start: int | None = None
+    vocab_size: int | None = None
+    input_gradient: str = "all_reduce"
+
+
 class Rows(NamedTuple):
     """A checked call."""
 
@@ -298,28 +300,17 @@ class Rows(NamedTuple):
 
 
 def _linear(
-    *,
-    names: tuple[str, ...],
-    shift: bool,
-    group: Any,
-    vocab_start: int | None,
-    vocab_size: int | None,
-    input_gradient: str,
-    failed: Exception | None = None,
-    **arguments: Any,
+    *, names: tuple[str, ...], shift: bool, place: Place, failed: Exception | None = None, **arguments: Any
 ) -> tuple[Tensor, Stats]:
     """failed: what is wrong already."""
     if is_dtensor(arguments["linear_weight"]) and is_dtensor(arguments["input"]):
         from .parallel.dtensor_linear import dtensor_linear
 
-        place = {"group": group, "vocab_start": vocab_start, "vocab_size": vocab_size, "input_gradient": input_gradient}
-        found: tuple[Tensor, Stats] = dtensor_linear(partial(_linear, names=names), shift=shift, **place, **arguments)
+        _check_is_default(place, "is for plain tensors: DTensors say it themselves")
+        found: tuple[Tensor, Stats] = dtensor_linear(partial(_linear, names=names), shift=shift, **arguments)
         return found
-    if group is None:
-        place = {"vocab_start": (vocab_start, None), "vocab_size": (vocab_size, None)}
-        for name, (given, neutral) in (place | {"input_gradient": (input_gradient, "all_reduce")}).items():
-            if given != neutral:
-                raise ValueError(f"{name} is for classes that are spread over a group: pass the group")
+    if place.group is None:
+        _check_is_default(place, "is for classes that are spread over a group: pass the group")
         rows = _rows(shift=shift, **arguments)
         loss, stats = _of_rows(rows.head, rows.call.inputs, rows.call.options, rows.how, names)
     else:
@@ -330,19 +321,18 @@ def _linear(
                 raise failed
             return _rows(shift=shift, ranks=ranks, **arguments)
 
-        rows, loss, stats = of_group(
-            prepare,
-            names,
-            group,
-            vocab_start,
-            vocab_size,
-            input_gradient,
-        )
+        rows, loss, stats = of_group(prepare, names, place)
     call = rows.call
     loss = loss.to(call.loss_dtype)
     each = loss if call.options.reduction == "none" else None
     whole = [_in_shape(found, call.shape, shift) for found in (each, *stats)]
     return loss if whole[0] is None else whole[0], Stats(*whole[1:])
+
+
+def _check_is_default(place: Place, reason: str) -> None:
+    for name, given in place._asdict().items():
+        if given != Place._field_defaults[name]:
+            raise ValueError(f"{name} {reason}")
 
 
 def _rows(
@@ -362,9 +352,7 @@ def _rows(
     normalizer: float | Tensor | None = None,
     loss_dtype: torch.dtype | None = None,
     shift: bool,
-    valid_rows: int | None,
-    max_logits_bytes: int | None,
-    accum_dtype: torch.dtype | None,
+    asked: Asked,
     several: bool = False,
     ranks: int | None = None,
 ) -> Rows:
@@ -372,9 +360,7 @@ def _rows(
     if several and ranks is not None:
         raise ValueError("several ids of each token do not go with a group: pass target")
     _check_linear(input, linear_weight, target, linear_bias, shift)
-    if max_logits_bytes is None and ranks is not None:
-        max_logits_bytes = OF_WIDEST
-    how = _how(input, linear_weight, valid_rows, max_logits_bytes, accum_dtype)
+    how = _how(input, linear_weight, *asked, OF_WIDEST if ranks is not None else None)
     shape, n_cols = input.shape[:-1], len(linear_weight)
     if ranks not in (None, 1):
         if input.dim() < 2:
@@ -401,7 +387,8 @@ def _rows(
         if soft:
             predicting = shape.numel() // shape[-1] * (shape[-1] - 1)
             divisor = predicting if divisor is None and reduction == "mean" else divisor
-            how = how._replace(valid_rows=min(how.valid_rows or predicting, predicting))
+            known = predicting if how.valid_rows is None else how.valid_rows
+            how = how._replace(valid_rows=min(known, predicting))
     x = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     inputs = Inputs(logits[: len(y)], y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
     if reduction == "mean" and divisor is None and ranks is None:
@@ -435,6 +422,7 @@ def _how(
     valid_rows: int | None,
     max_logits_bytes: int | None,
     accum_dtype: torch.dtype | None,
+    default_bytes: int | None,
 ) -> How:
     for name, value in (("valid_rows", valid_rows), ("max_logits_bytes", max_logits_bytes)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (*INTEGRAL, torch.SymInt))):
@@ -456,7 +444,7 @@ def _how(
             f"got {linear_weight.dtype}"
         )
     if max_logits_bytes is None:
-        max_logits_bytes = linear_rows.default_bytes(len(linear_weight), linear_weight)
+        max_logits_bytes = default_bytes or linear_rows.default_bytes(len(linear_weight), linear_weight)
     return How(max_logits_bytes, valid_rows, accumulator, operand)
 
 

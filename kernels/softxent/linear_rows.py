@@ -357,7 +357,7 @@ def that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tupl
         inputs = inputs._replace(sample_weight=torch.where(more, float("nan"), v))
     else:  # no class: a loss of NaN
         inputs = inputs._replace(target=torch.where(more, torch.iinfo(torch.int64).max, target.long()))
-    return torch.argsort(counted, stable=True, descending=True)[:valid_rows], inputs
+    return torch.argsort(counted, stable=True, descending=True)[: max(1, valid_rows)], inputs  # one, to be NaN
 
 
 def check_exist(inputs: Inputs, n_cols: int, options: Options, first: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from ..linear import Place
 from ..options import Stats
 from .dtensor import Layout, Placements, check_mesh, count_of, local_part, number_of, placed, plain, redistribute
 
@@ -61,10 +62,7 @@ def dtensor_linear(call: Callable[..., tuple[Tensor, Stats]], **arguments: Any) 
         "sample_weight": v,
         "normalizer": n,
         "logit_scale": number_of("logit_scale", arguments["logit_scale"], layout),
-        "group": mesh.get_group(over),
-        "vocab_start": start,
-        "vocab_size": len(weight),
-        "input_gradient": "partial",
+        "place": Place(mesh.get_group(over), start, len(weight), "partial"),
     }
     loss, stats = call(**arguments)
     if arguments["reduction"] == "mean" and layout.row_parts > 1:  # averaged over the ranks; its gradient is the sum's
@@ -87,10 +85,6 @@ def _over_classes(weight: DTensor) -> int:
 
 def _check(arguments: dict[str, Any], layout: Layout) -> None:
     x, weight, bias = arguments["input"], arguments["linear_weight"], arguments["linear_bias"]
-    plain = {"group": None, "vocab_start": None, "vocab_size": None, "input_gradient": "all_reduce"}
-    for name, neutral in plain.items():
-        if arguments[name] != neutral:
-            raise ValueError(f"{name} is for plain tensors: DTensors say it themselves")
     if arguments.get("several"):
         raise ValueError("several ids of each token do not go with a DTensor: pass target")
     if not isinstance(arguments["target"], Tensor):

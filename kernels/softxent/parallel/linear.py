@@ -41,7 +41,7 @@ from .call import as_divisor, check_call, check_slice, said
 from .shards import MOST_FIELDS, Row, Shard, exchange, fields_of, gather, implementation
 
 if TYPE_CHECKING:
-    from ..linear import Rows
+    from ..linear import Place, Rows
 
 ROOMS = 2  # one for the chunk whose sums are on their way
 GRADIENTS = ("all_reduce", "reduce_scatter", "partial")
@@ -51,13 +51,10 @@ GRADIENTS = ("all_reduce", "reduce_scatter", "partial")
 def of_group(
     prepare: Callable[[int], "Rows"],  # of how many ranks each gives a part of the rows
     names: tuple[str, ...],
-    group: Any,
-    vocab_start: int | None,
-    vocab_size: int | None,
-    input_gradient: str,
+    place: "Place",
 ) -> "tuple[Rows, Tensor, Stats]":
     """And the loss (of each row, or reduced) in the dtype of the computation, and the stats of these names, of rows."""
-    group = group_of(group)
+    group, (vocab_start, vocab_size, input_gradient) = group_of(place.group), place[1:]
     rows, error = None, None
     try:  # so that a rank with wrong arguments tells the others, who would wait for it
         check_slice(vocab_start, vocab_size)
