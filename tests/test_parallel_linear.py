@@ -265,22 +265,26 @@ def peaks(rank: int) -> dict[str, int]:
     w = torch.randn(n_cols, n_features, generator=g).requires_grad_()
     target = torch.randint(2 * n_cols, (n_rows,), generator=g)
 
-    def step(reduction: str) -> None:
+    v = (torch.arange(n_rows) % 4 != 0).float()
+    p = torch.rand(n_rows, n_cols, generator=g)
+
+    def step(reduction: str, soft: bool) -> None:
         given: dict[str, Any] = {"reduction": reduction, "group": dist.group.WORLD, "max_logits_bytes": 1 << 20}
-        loss = fused_linear_softmax_xent(x, w, target, **given)
+        loss = fused_linear_softmax_xent(x, w, p if soft else target, sample_weight=v, **given)
         torch.autograd.grad(loss.sum(), (x, w))
 
-    for reduction in ("mean", "none"):
-        step(reduction)  # the ranks agree
-    return {reduction: peak_bytes(partial(step, reduction)) for reduction in ("mean", "none")}
+    cases = [(reduction, soft) for reduction in ("mean", "none") for soft in (False, True)]
+    for case in cases:
+        step(*case)  # the ranks agree
+    return {f"{reduction} {soft}": peak_bytes(partial(step, reduction, soft)) for reduction, soft in cases}
 
 
 def test_no_rank_has_logits_beyond_two_chunks() -> None:
     """Of 4 MiB of its logits."""
     gradients = 4 * (256 + 4096) * 8
     for found in ranks.run(2, peaks):
-        for reduction, peak in found.items():
-            assert peak <= (1 << 20) + gradients + (64 << 10), (reduction, peak)
+        for case, peak in found.items():
+            assert peak <= (1 << 20) + gradients + (64 << 10), (case, peak)
 
 
 R, S0, S1, ON_TP = Replicate(), Shard(0), Shard(1), (Replicate(), Shard(0))

@@ -295,11 +295,7 @@ def _run(
             of_z = z[first : first + sizes.piece]
             some: Any = slice(start + first, start + first + len(of_z))
             some = some if rows is None else rows[some]
-            part = inputs._replace(
-                logits=of_z,
-                target=target[some],
-                sample_weight=None if inputs.sample_weight is None else inputs.sample_weight[some],
-            )
+            part = of_rows(inputs, some)._replace(logits=of_z)
             if given is None:
                 assert loss is not None
                 of_loss, of_stats, of_target = _forward(part, options, frozenset(names), wanted)
@@ -311,7 +307,7 @@ def _run(
                     if out is not None and found is not None:
                         out[some] = found
             else:
-                of_target = _backward(part, options, Given(*_taken(given, some)), wanted)
+                of_target = _backward(part, options, _taken(given, some), wanted)
             if dtarget is not None and of_target is not None:
                 dtarget[some] = of_target
             del part, of_target
@@ -328,9 +324,15 @@ def empty_rows(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[T
     return [target.new_full((n_rows,), -1 if name in whole else 0, dtype=whole.get(name, acc)) for name in names]
 
 
-def _taken(given: Given, at: Any) -> tuple[Tensor | None, Stats]:
+def of_rows(inputs: Inputs, at: Any) -> Inputs:
+    """What there is of these rows beside logits."""
+    v = inputs.sample_weight
+    return inputs._replace(target=inputs.target[at], sample_weight=None if v is None else v[at])
+
+
+def _taken(given: Given, at: Any) -> Given:
     loss = given.loss if given.loss is None or given.loss.dim() == 0 else given.loss[at]
-    return loss, Stats(*(None if x is None else x[at] for x in given.stats))
+    return Given(loss, Stats(*(None if x is None else x[at] for x in given.stats)))
 
 
 def that_count(inputs: Inputs, options: Options, valid_rows: int | None) -> tuple[Tensor | None, Inputs]:

@@ -30,6 +30,7 @@ from ..linear_rows import (
     default_bytes,
     empty_rows,
     made_in_forward,
+    of_rows,
     sizes_of,
     that_count,
     times_,
@@ -236,6 +237,8 @@ class _Chunks:
         self.count = n_rows if self.rows is None else len(self.rows)
         some = self.rows is not None
         row = 2 * dist.get_world_size(shard.group) * MOST_FIELDS * self.inputs.logits.itemsize  # gathered, and moved
+        if some and inputs.target.is_floating_point():
+            row += shard.widest * inputs.target.itemsize  # a chunk's, side by side
         self.sizes = sizes_of(head, self.inputs, how, later or wanted, self.count, some, shard.widest, rooms, row)
         self.products = Products(head, how, self.sizes, wanted, n_rows, not some, rooms)
         self.dtarget = inputs.target.new_zeros(inputs.target.shape) if wanted.target else None
@@ -246,13 +249,13 @@ class _Chunks:
             at: Any = slice(start, min(self.count, start + self.sizes.rows))
             at = at if self.rows is None else self.rows[at]
             x = self.head.input[at].to(self.products.operand)
-            yield at, x, _of(self.inputs, at)._replace(logits=self.products.logits(x))
+            yield at, x, of_rows(self.inputs, at)._replace(logits=self.products.logits(x))
 
     def pieces(self, part: Inputs) -> Iterator[tuple[slice, Inputs]]:
         """As many rows as torch operations may take at a time; all of them for the kernels."""
         for start in range(0, len(part.logits), self.sizes.piece):
             some = slice(start, start + self.sizes.piece)
-            yield some, _of(part, some)._replace(logits=part.logits[some])
+            yield some, of_rows(part, some)._replace(logits=part.logits[some])
 
     def sums(self, part: Inputs, options: Options, shard: Shard, fields: tuple[str, ...]) -> Tensor:
         module = implementation(part.logits)
@@ -280,12 +283,6 @@ class _Chunks:
             of_ranks, _ = exchange(made.logit_scale.reshape(1, 1), shard)
             made = made._replace(logit_scale=of_ranks.sum(0).reshape(made.logit_scale.shape))
         return made
-
-
-def _of(inputs: Inputs, at: Any) -> Inputs:
-    """What there is of these rows beside logits."""
-    v = inputs.sample_weight
-    return inputs._replace(target=inputs.target[at], sample_weight=None if v is None else v[at])
 
 
 def _within(at: Any, some: slice) -> Any:
@@ -374,4 +371,5 @@ def _backward(
         given = dloss[at] if each and dloss is not None else dloss
         of_stats = Stats(*(None if y is None else y[at] for y in dstats))
         chunks.add(at, x, part, options, shard, row, (given, of_stats))
+        del x, part  # before there are those of the next
     return chunks.gradients(shard)
