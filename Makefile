@@ -27,7 +27,7 @@ test: $(INSTALLED)
 	else echo "no GPU here: the kernels ran in Triton's interpreter, and were compiled for GPUs offline"; fi
 
 bench: $(INSTALLED)
-	$(RUN) -m pytest bench/test_xent.py bench/test_launch.py -q --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
+	$(RUN) -m pytest bench/test_launch.py -q --benchmark-columns=median,iqr,rounds
 	$(RUN) -m bench $(ARGS)
 
 lint: $(INSTALLED)

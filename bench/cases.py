@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 WIDTHS = (2, 10, 32, 64, 100, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 262144)
-CPU_WIDTHS = (10, 100, 1000, 32000, 128256)
+CPU_WIDTHS = (10, 100, 1000, 32000)
+SOME = (1000, 32000, 128256)  # of the columns: for options
 SMALL = ((256, 10), (1024, 1000))  # rows, columns: a step of Fashion-MNIST, and of ImageNet
 DTYPES = ("bfloat16", "float32")
-OPS = ("cross_entropy", "softmax")
-MODES = ("forward", "step", "backward")
+MODES = ("forward", "step")
 KINDS = ("mean", "scaled", "smoothing", "soft", "ignored")
 SMOOTHING = 0.1
 SCALE = 0.5  # of a scaled loss
@@ -24,7 +24,6 @@ class Case(NamedTuple):
 
     mode   forward    without autograd
            step       forward and backward
-           backward   of a step, without its forward; what was made in forward already is not made again
     kind   mean       the mean loss; the gradient that comes in is 1
            scaled     it is SCALE, known only in backward
            smoothing  of the labels, by SMOOTHING
@@ -59,15 +58,13 @@ class Case(NamedTuple):
 
         cross_entropy   forward    logits + targets                           logits of ignored rows are not read
                         step       logits + targets + gradient                scaled: + logits again
-                        backward   logits + targets + gradient
         softmax         forward    logits + probabilities
-                        backward   probabilities + incoming gradient + gradient
-                        step       both
+                        step       the same, and probabilities + incoming gradient + gradient
         Targets are 8 bytes a row, or a matrix of probabilities; the loss is one number.
         """
         matrix = self.matrix_bytes
         if self.op == "softmax":
-            return matrix * {"forward": 2, "backward": 3, "step": 5}[self.mode]
+            return matrix * {"forward": 2, "step": 5}[self.mode]
         read = matrix // 2 if self.kind == "ignored" else matrix
         targets = matrix if self.kind == "soft" else 8 * self.n_rows
         again = read if self.kind == "scaled" and self.mode == "step" else 0
@@ -121,24 +118,21 @@ def rows_of(n_cols: int, dtype: str, matrix_bytes: int) -> int:
 
 
 def sweep(matrix_bytes: int, widths: tuple[int, ...] = WIDTHS, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Case]:
-    """Every width with about as many bytes, and the small shapes; what matters most comes first."""
-    small = [(n_cols, n_rows) for n_rows, n_cols in SMALL if n_cols in widths]
-    some = [n_cols for n_cols in widths if n_cols in (10, 1000, 32000, 128256)] or list(widths)
+    """Every width with about as many bytes; what matters most comes first, with the small shapes."""
+    some = [n_cols for n_cols in widths if n_cols in SOME] or widths
 
-    def cases(
-        op: str, mode: str, dtype: str, kind: str, which: Iterable[int], with_small: bool = True
-    ) -> Iterator[Case]:
+    def cases(op: str, mode: str, dtype: str, kind: str, which: Iterable[int]) -> Iterator[Case]:
         for n_cols in which:
             yield Case(op, rows_of(n_cols, dtype, matrix_bytes), n_cols, dtype, mode, kind)
-        for n_cols, n_rows in small if with_small else ():
-            yield Case(op, n_rows, n_cols, dtype, mode, kind)
 
     for mode in ("step", "forward"):
         for dtype in dtypes:
             yield from cases("cross_entropy", mode, dtype, "mean", widths)
+            for n_rows, n_cols in SMALL:
+                if n_cols in widths:
+                    yield Case("cross_entropy", n_rows, n_cols, dtype, mode)
     for dtype in dtypes:
         for kind in KINDS[1:]:
-            yield from cases("cross_entropy", "step", dtype, kind, some, with_small=False)
-        yield from cases("cross_entropy", "backward", dtype, "mean", widths)
-        for mode in ("forward", "step"):
-            yield from cases("softmax", mode, dtype, "mean", [n for n in widths if n <= 65536], with_small=False)
+            yield from cases("cross_entropy", "step", dtype, kind, some)
+        for mode in MODES:
+            yield from cases("softmax", mode, dtype, "mean", [n for n in widths if n <= 65536])

@@ -16,13 +16,10 @@ round. An upper bound, since a chunk without an end or the target skips some. be
 import argparse
 import json
 import multiprocessing
-import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, repeat
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -340,17 +337,6 @@ def measured(target: str, some: bool, only_faults: bool) -> list[dict[str, Any]]
     return rows
 
 
-def end_with(parent: int) -> None:
-    """This process ends when the one that started it does, however that was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     import triton
 
@@ -365,37 +351,26 @@ def main() -> None:
             for row in measure(target, arguments.some, all_counted=False):
                 print(json.dumps(row), flush=True)
         return
-    more = (
-        "Loads and stores: those of 16 bytes + narrower ones. The slowest pipe is a Hopper's (bench/pipes.py), in the "
-    )
-    more += "time that its bytes take of an H100; an H200 moves them 1.43 times as fast."
     if arguments.faults:
         more = "Named are kernels that put bytes aside, access less than 16 bytes at a time, or take too long."
+    else:
+        more = (
+            "Loads and stores: those of 16 bytes + narrower ones. The slowest pipe is a Hopper's (bench/pipes.py), in "
+            "the time that its bytes take of an H100; an H200 moves them 1.43 times as fast."
+        )
     print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
     page = "What the tests compile" if arguments.some else "Every choice"
     print(f"{page}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
-        try:
-            of_targets = pool.map(measured, arguments.targets, repeat(arguments.some), repeat(arguments.faults))
-            for target, rows in zip(arguments.targets, of_targets, strict=True):
-                print(f"\n## {target}\n")
-                lines = [*(named_faults(rows) if arguments.faults else table(rows))]
-                if missed := [*misses(rows)]:
-                    lines += [
-                        "",
-                        "Slower than the goal, 0.8 of the bytes' time, 1 of less than 256 columns:",
-                        "",
-                        *missed,
-                    ]
-                if arguments.faults:
-                    lines.append(f"\n{len(rows)} kernels, {len(lines)} of them named here.")
-                print(*lines, sep="\n", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        of_targets = pool.imap(partial(measured, some=arguments.some, only_faults=arguments.faults), arguments.targets)
+        for target, rows in zip(arguments.targets, of_targets, strict=True):
+            print(f"\n## {target}\n")
+            lines = [*(named_faults(rows) if arguments.faults else table(rows))]
+            if missed := [*misses(rows)]:
+                lines += ["", "Slower than the goal, 0.8 of the bytes' time, 1 of less than 256 columns:", "", *missed]
+            if arguments.faults:
+                lines.append(f"\n{len(rows)} kernels, {len(lines)} of them named here.")
+            print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ beside it is the limit: what a copy of the logits takes. Exit status: 0, or 1 re
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,7 @@ examples:
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results", HERE / "runs"  # what git keeps, and what it ignores
 PUBLISHED = ("*.png", "table.md", "results.json")
+MEAN = "^cross_entropy .* mean$"  # the cases that matter most
 MIB = 1 << 20
 
 
@@ -55,11 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     what = Parser(add_help=False)
-    what.add_argument("--contenders", type=names, help=f"of {', '.join(contenders.REGISTRY)}; all that are here")
+    what.add_argument("--contenders", type=among("contender", contenders.REGISTRY), help=_list(contenders.REGISTRY))
     what.add_argument("--widths", type=widths, help=f"columns; {_list(CPU_WIDTHS)} on a CPU, {_list(WIDTHS)} on a GPU")
-    what.add_argument("--dtypes", type=dtypes, default=DTYPES, help="bfloat16,float32")
+    what.add_argument("--dtypes", type=among("dtype", DTYPES), default=DTYPES, help=_list(DTYPES))
+    what.add_argument(
+        "--only", type=pattern, metavar="REGEX", help='cases in whose name it is found, as "softmax step"'
+    )
     what.add_argument("--size", type=positive, help="of the logits, in MiB; 16 on a CPU, 1024 on a GPU")
-    what.add_argument("--runs", type=count, help="processes: noise is what differs between them; 5, of compare 10")
+    what.add_argument("--runs", type=count, help="processes: noise is what differs between them; 5, of compare 6")
     what.add_argument("--threads", type=count, default=1, help="of a CPU; 1, by CPU time, on one core; else wall time")
     suite_of = Parser(add_help=False, parents=[what])
     suite_of.add_argument("--seconds", type=positive, help="of timing a case in each run; 0.3 on a CPU, 0.2 on a GPU")
@@ -89,29 +94,29 @@ def parser() -> Parser:
     comparison.add_argument("before", metavar="A", help="results.json; with --run a checkout's folder, or a commit")
     comparison.add_argument("after", metavar="B")
     comparison.add_argument("--run", action="store_true", dest="paired", help="measure the two now, in turns")
-    comparison.add_argument("--out", type=Path, help="of --run: folder for A.json and B.json")
-    comparison.add_argument("--tolerance", type=positive, help=f"per cent that do not matter; {100 * TOLERANCE:g}")
+    comparison.add_argument("--tolerance", type=positive, default=100 * TOLERANCE, help="per cent that do not matter")
     comparison.add_argument("--anyway", action="store_true", help="though processor, threads or versions differ")
-    comparison.add_argument("--all", action="store_true", help="every contender decides, not softxent's alone")
-    comparison.add_argument("--missing-ok", action="store_true", help="cases that B has not are no regression")
     comparison.add_argument("--full", action="store_true", help="list what did not change, too")
     comparison.set_defaults(run=compared)
     shown = commands.add_parser("show", help="table and pictures of results, again")
     shown.add_argument("file", type=Path, metavar="FILE.json")
-    shown.set_defaults(run=lambda given: show_in(given.file.parent, given.file))
-    commands.add_parser("list", help="who is compared, and who is not here").set_defaults(run=listed)
+    shown.set_defaults(run=lambda given: show(given.file))
     return top
 
 
-def _list(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
+def _list(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
 
 
-def names(text: str) -> list[str]:
-    chosen = text.split(",")
-    for name in chosen:
-        if name not in contenders.REGISTRY:
-            raise BadInput(f"unknown contender {name!r}; there are {', '.join(contenders.REGISTRY)}")
+def among(what: str, known: Collection[str]) -> Callable[[str], list[str]]:
+    """Names with commas between them, each a known one."""
+
+    def chosen(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise BadInput(f"unknown {what} {name!r}; there are {', '.join(known)}")
+        return text.split(",")
+
     return chosen
 
 
@@ -122,11 +127,12 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def dtypes(text: str) -> tuple[str, ...]:
-    for part in text.split(","):
-        if part not in DTYPES:
-            raise BadInput(f"unknown dtype {part!r}; there are {', '.join(DTYPES)}")
-    return tuple(text.split(","))
+def pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise BadInput(f"{text!r} is no regular expression: {error}") from None
+    return text
 
 
 def positive(text: str) -> float:
@@ -150,21 +156,21 @@ def say(text: str) -> None:
 
 
 def cases_of(given: argparse.Namespace, on_cpu: bool) -> list[Case]:
-    """What was asked for; on a CPU, with fewer widths and fewer kinds unless told."""
-    rehearsed = getattr(given, "rehearse", False)
-    size = given.size or (1 / 64 if rehearsed else 16 if on_cpu else 1024)
-    found = list(sweep(int(size * MIB), given.widths or (CPU_WIDTHS if on_cpu else WIDTHS), given.dtypes))
-    if given.contenders:
-        wanted = {"softmax" if name in contenders.SOFTMAX else "cross_entropy" for name in given.contenders}
-        found = [case for case in found if case.op in wanted]
+    """What was asked for; on a CPU, with fewer widths unless told."""
+    size = given.size or (1 / 64 if getattr(given, "rehearse", False) else 16 if on_cpu else 1024)
+    cases = sweep(int(size * MIB), given.widths or (CPU_WIDTHS if on_cpu else WIDTHS), given.dtypes)
+    found = [case for case in cases if re.search(given.only or "", str(case))]
+    if not found:
+        raise BadInput(f"no case has {given.only!r} in its name; one is {sweep(MIB).__next__()}")
     return found
 
 
 def options_of(given: argparse.Namespace) -> list[str]:
     """For a process that does a part."""
-    listed = {"contenders": given.contenders, "widths": given.widths, "dtypes": given.dtypes}
-    found = [f"--{name}={','.join(map(str, value))}" for name, value in listed.items() if value]
-    found += [f"--{name}={value}" for name in ("size", "seconds", "threads") if (value := getattr(given, name))]
+    lists = {"contenders": given.contenders, "widths": given.widths, "dtypes": given.dtypes}
+    values = {name: _list(value) for name, value in lists.items() if value}
+    values |= {name: getattr(given, name) for name in ("only", "size", "seconds", "threads")}
+    found = [f"--{name}={value}" for name, value in values.items() if value]
     return found + (["--rehearse"] if getattr(given, "rehearse", False) else [])
 
 
@@ -177,6 +183,7 @@ def on_cpu(given: argparse.Namespace) -> int:
     machine = Cpu()
     folder = writable(given.out or RUNS / slug(machine.name))
     files = [folder / f"run-{i + 1}.json" for i in range(given.runs or 5)]
+    cases_of(given, on_cpu=True)
     for i, file in enumerate(files):
         say(f"run {i + 1} of {len(files)}: {file}")
         part = ["part", str(i), "--out", str(file), *options_of(given)]
@@ -191,8 +198,17 @@ def on_cpu(given: argparse.Namespace) -> int:
     return finished(given, folder, machine)
 
 
+def on_gpu(given: argparse.Namespace) -> int:
+    from bench import gpu
+
+    machine = gpu.machine_for(given)
+    given.out = writable(given.out or RUNS / slug(machine.name))
+    status = gpu.run(given, machine, cases_of(given, on_cpu=False), options_of(given), say)
+    return finished(given, given.out, machine) or status
+
+
 def finished(given: argparse.Namespace, folder: Path, machine: Machine) -> int:
-    status = show_in(folder)
+    status = show(folder / "results.json")
     published = RESULTS / slug(machine.name)
     if given.publish:
         for file in sorted(file for pattern in PUBLISHED for file in folder.glob(pattern)):
@@ -202,13 +218,17 @@ def finished(given: argparse.Namespace, folder: Path, machine: Machine) -> int:
     return status
 
 
-def on_gpu(given: argparse.Namespace) -> int:
-    from bench import gpu
+def show(file: Path) -> int:
+    """Table and pictures beside the results."""
+    from bench.pictures import pictures
+    from bench.table import table
 
-    machine = gpu.machine_for(given)
-    given.out = writable(given.out or RUNS / slug(machine.name))
-    status = gpu.run(given, machine, cases_of(given, on_cpu=False), options_of(given), say)
-    return finished(given, given.out, machine) or status
+    found = load(file)
+    page = file.with_name("table.md")
+    page.write_text(table(found))
+    for path in (page, *pictures(found, file.parent)):
+        say(f"wrote {path}")
+    return 0
 
 
 def a_part(given: argparse.Namespace) -> int:
@@ -221,7 +241,7 @@ def a_part(given: argparse.Namespace) -> int:
     settle(given.threads, given.number)
     machine = Cpu()
     quiet = (lambda _: None) if given.number else say
-    found = suite.begin(machine, given.out, given.contenders or list(contenders.REGISTRY), quiet)
+    found = suite.begin(machine, given.out, given.contenders or contenders.REGISTRY, quiet)
     suite.run(cases_of(given, on_cpu=True), machine, found, given.out, given.seconds or 0.3, say)
     return 0
 
@@ -230,45 +250,25 @@ def compared(given: argparse.Namespace) -> int:
     from bench.compare import check_comparable, compare, regressed, report
     from bench.paired import checkout, side_by_side
 
-    tolerance = TOLERANCE if given.tolerance is None else given.tolerance / 100
     if given.paired:
         with ExitStack() as stack:
             a, b = (checkout(text, stack) for text in (given.before, given.after))
             on_cpu = here().device.type == "cpu"
+            given.only = given.only or MEAN
             if on_cpu:  # or it would take an hour
                 given.size, given.widths = given.size or 4, given.widths or (10, 1000, 32000)
-            own = given.contenders or ["softxent"]
-            cases = [one for one in cases_of(given, on_cpu) if one.kind == "mean" and one.mode != "backward"]
-            before, after = side_by_side(a, b, cases, own, given.runs or 10, given.threads, say)
+            cases = cases_of(given, on_cpu)
+            names = given.contenders or ["softxent"]
+            before, after = side_by_side(a, b, cases, names, given.runs or 6, given.threads, say)
         for text, found in ((given.before, before), (given.after, after)):
             found.environment["commit"] = found.environment["commit"] or text
-        if given.out:
-            results.save(before, given.out / "A.json")
-            results.save(after, given.out / "B.json")
     else:
         before, after = load(Path(given.before)), load(Path(given.after))
         if not given.anyway:
             check_comparable(before, after)
-    changes = compare(before, after, tolerance, given.paired)
-    say(report(changes, before, after, tolerance, given.paired, given.full))
-    return int(regressed(changes, given.all, given.missing_ok))
-
-
-def show_in(folder: Path, file: Path | None = None) -> int:
-    """Table and pictures beside the results."""
-    from bench.pictures import pictures
-    from bench.table import table
-
-    found = load(file or folder / "results.json")
-    (folder / "table.md").write_text(table(found))
-    for path in (folder / "table.md", *pictures(found, folder)):
-        say(f"wrote {path}")
-    return 0
-
-
-def listed(given: argparse.Namespace) -> int:
-    suite.begin(here(), None, contenders.REGISTRY, say)
-    return 0
+    changes = compare(before, after, given.tolerance / 100, given.paired)
+    say(report(changes, before, after, given.tolerance / 100, given.paired, given.full))
+    return int(regressed(changes))
 
 
 def writable(folder: Path) -> Path:
@@ -285,4 +285,4 @@ def writable(folder: Path) -> Path:
 
 def slug(name: str) -> str:
     """NVIDIA H200 -> nvidia-h200"""
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))

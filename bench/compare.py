@@ -72,7 +72,7 @@ def compare(a: Results, b: Results, tolerance: float = TOLERANCE, paired: bool =
     changes: list[Change] = []
     timed: list[tuple[Change, list[float], list[float]]] = []
     for (case, contender), one in before.items():
-        if contender == "copy" or (contender == a.reference(case) and not paired):
+        if contender == "copy" or (contender == a.reference and not paired):
             continue
         other = after.get((case, contender))
         change = in_kind(one, other, b)
@@ -137,10 +137,9 @@ def check_comparable(a: Results, b: Results) -> None:
         raise BadInput(f"not the same {', '.join(found)}: what changed could be that; --anyway compares them")
 
 
-def regressed(changes: Iterable[Change], everyone: bool = False, missing_ok: bool = False) -> bool:
-    """Whether softxent, or everyone, is slower anywhere, or takes more memory, or is broken, or missing."""
-    bad = {"slower", "more memory", "broken"} | (set() if missing_ok else {"missing"})
-    return any(change.verdict in bad for change in changes if change.own or everyone)
+def regressed(changes: Iterable[Change]) -> bool:
+    """Whether softxent is slower anywhere, or takes more memory, or is broken, or missing."""
+    return any(change.verdict in ("slower", "more memory", "broken", "missing") for change in changes if change.own)
 
 
 def in_kind(a: Measurement, b: Measurement | None, to: Results) -> Change | None:
@@ -169,9 +168,9 @@ def in_memory(a: Measurement, b: Measurement) -> Iterator[Change]:
     yield Change(a.case, a.contender, word, "memory", ratio, note=note)
 
 
-def verdict(changes: Iterable[Change], everyone: bool = False) -> str:
-    """Of all times together, in one word: the worst."""
-    words = {change.verdict for change in changes if change.low is not None and (change.own or everyone)}
+def verdict(changes: Iterable[Change]) -> str:
+    """Of all of softxent's times together, in one word: the worst."""
+    words = {change.verdict for change in changes if change.low is not None and change.own}
     return next((word for word in VERDICTS if word in words), "too noisy")
 
 

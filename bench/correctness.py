@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import IGNORE_INDEX, Case, Inputs, refill
-from bench.contenders.ours import options_of
+from bench.contenders import options_of
 from bench.work import Result, Work, restore
 
 # Of the loss: relative. PyTorch's own, summed by one block in its dtype, is up to 2e-3 off in bfloat16.
@@ -127,7 +127,7 @@ def check(
                 continue
             try:
                 poison(inputs.logits)
-                errors = compare(case, work.once(inputs), right)
+                errors = compare(case, work.run(inputs), right)
                 untouched(work, inputs, given)
             except Wrong as error:
                 found[name] = str(error)
@@ -151,7 +151,7 @@ def poison(logits: Tensor) -> None:
 
 def untouched(work: Work, inputs: Inputs, given: Inputs) -> None:
     for name, tensor, before in zip(Inputs._fields, inputs, given, strict=True):
-        if name == "logits" and work.contender.overwrites:
+        if name == "logits" and work.overwrites:
             continue
         if not torch.equal(tensor.detach(), before):
             raise Wrong(f"it wrote over its input: the {name}")

@@ -35,8 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.contenders import Unavailable, need
-from bench.contenders.compiled import compile_anew, need_compiler
+from bench.contenders import Unavailable, compile_anew, need, need_compiler
 from bench.machine import Machine, here, settle
 from bench.timing import Contestant, in_turns, nothing
 from softxent import fused_linear_softmax_xent, fused_softmax_xent

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.contenders import op_of
 from bench.results import BadInput, Measurement, Results
 
 ROOT = Path(__file__).parents[1]
@@ -85,8 +84,7 @@ def side_by_side(
                 both = [Results(one.pop("device"), one, {name: {"version": ""} for name in names}) for one in about]
             for case in cases:
                 for name in names:
-                    if op_of(name) == case.op:
-                        one_run(processes, both, case, name, run)
+                    one_run(processes, both, case, name, run)
         say(f"run {run + 1} of {runs}: {', '.join(told(both))}")
     return both[0], both[1]
 

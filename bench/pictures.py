@@ -19,7 +19,7 @@ from bench.cases import DTYPES, SMALL, Case
 from bench.results import Measurement, Results, Spread
 
 MODES = {"step": "forward + backward", "forward": "forward alone"}
-# (colour, point) by name, without "-softmax"
+# (colour, point) by name
 LOOKS = {
     "softxent": ("#D55E00", "o"),
     "softxent-inplace": ("#E69F00", "s"),
@@ -27,11 +27,6 @@ LOOKS = {
     "compile": ("#0072B2", "^"),
     "liger": ("#009E73", "v"),
     "quack": ("#7B3294", "D"),
-    "flash-attn": ("#CC79A7", "P"),
-    "transformer-engine": ("#56B4E9", "X"),
-    "unsloth": ("#777777", "<"),
-    "apex": ("#7A4B2A", ">"),
-    "tutorial": ("#56B4E9", "*"),
 }
 OTHERS = ("#777777", "h")
 LIMIT = {"color": "0.6", "linewidth": 4, "solid_capstyle": "butt", "zorder": 1}
@@ -144,7 +139,7 @@ def panel(
             [figure.middle - figure.low for _, figure in figures],
             [figure.high - figure.middle for _, figure in figures],
         ]
-        colour, point = LOOKS.get(name.removesuffix("-softmax"), OTHERS)
+        colour, point = LOOKS.get(name, OTHERS)
         handles[name] = axes.errorbar(
             places, middles, bars, fmt=point, color=colour, markersize=8, elinewidth=1.5, markeredgewidth=1.8, zorder=3
         )
@@ -193,14 +188,6 @@ def small_print(results: Results) -> str:
     return ", ".join(parts)
 
 
-def share(results: Results, one: Measurement) -> Spread | None:
-    """In per cent of the large copy's speed."""
-    middle, seconds = results.share_of_copy(one), results.figure(one)
-    if middle is None or seconds is None:
-        return None
-    return Spread(*(100 * middle * seconds.middle / end for end in (seconds.high, seconds.middle, seconds.low)))
-
-
 def memory(results: Results, one: Measurement) -> Spread | None:
     multiple = one.peak_bytes / one.case.matrix_bytes if one.peak_bytes is not None and not one.error else None
     return None if multiple is None else Spread(multiple, multiple, multiple)
@@ -211,7 +198,9 @@ def least_memory(results: Results, case: Case) -> float:
     return (case.mode == "step") + (case.op == "softmax")
 
 
-SPEED = Picture("speed", "share of a copy's speed, higher is better", "% of the copy's GB/s", share, lambda *_: 100.0)
+SPEED = Picture(
+    "speed", "share of a copy's speed, higher is better", "% of the copy's GB/s", Results.figure, Results.limit
+)
 RATIO = Picture(
     "ratio", "time over eager PyTorch's, lower is better", "time / eager's", Results.figure, Results.limit, log=True
 )

@@ -1,4 +1,4 @@
-"""A GPU that is not there, for peers whose kernels are interpreted or compiled offline: their host code may ask for it.
+"""A GPU that is not there, for peers whose kernels are interpreted: their host code may ask for it.
 
 What it asks is answered as a Hopper would; tensors stay on the CPU, and say that they are not.
 """
@@ -9,9 +9,6 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-
-from bench import contenders
-from bench.contenders import Contender, Unavailable
 
 ANSWERS = {
     "is_available": True,
@@ -48,39 +45,3 @@ def gpu() -> Iterator[None]:
         stack.enter_context(patch.object(torch._C, "_cuda_getCurrentRawStream", return_value=0, create=True))
         stack.enter_context(patch.object(torch.Tensor, "is_cuda", True))
         yield
-
-
-NOT_OURS_TO_RUN = {
-    "compile": "makes its kernels on a GPU",
-    "quack": "its kernels are the CuTe DSL's, not Triton's",
-    "apex": "its kernels are CUDA's, not Triton's",
-}
-
-
-def peers(op: str) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Those whose Triton kernels are here, and why the others are not."""
-    registry = contenders.CROSS_ENTROPY if op == "cross_entropy" else contenders.SOFTMAX
-    found, reasons = {}, {}
-    for name in registry:
-        own = name.removesuffix("-softmax")
-        if own in ("softxent", "softxent-inplace", "eager"):
-            continue
-        try:
-            with gpu():
-                contender = contenders.load(name, "cuda")
-        except Unavailable as error:
-            reasons[name] = str(error)
-            continue
-        if own in NOT_OURS_TO_RUN:
-            reasons[name] = f"{contender.version} needs a GPU: {NOT_OURS_TO_RUN[own]}"
-        else:
-            found[name] = contender
-    return found, reasons
-
-
-def versions(found: dict[str, Contender], reasons: dict[str, str]) -> Iterator[str]:
-    """In lines of Markdown."""
-    for name, contender in found.items():
-        yield f"- {name} {contender.version}"
-    for name, reason in reasons.items():
-        yield f"- {name}: {reason}".replace("+cpu", "")

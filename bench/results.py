@@ -6,7 +6,7 @@ environment    hardware, driver, clocks before and after, and under load, versio
 contenders     name -> {"version", "overwrites": what it writes its result over, if it does} or {"unavailable": why}
 ceilings       name -> bytes a second, measured in the same run: "copy" reads and writes
 measurements   one for each case and contender:
-    case           op, n_rows, n_cols, dtype, mode, kind (bench/cases.py)
+    case           [op, n_rows, n_cols, dtype, mode, kind] (bench/cases.py)
     contender
     error          what is wrong with its results, or what it does not do; then there is no time
     errors         largest errors against float64: loss (relative), gradient (over its largest value)
@@ -19,17 +19,16 @@ measurements   one for each case and contender:
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 from bench.cases import Case
 
-SCHEMA = 2
+SCHEMA = 3
 NOISY = 0.25  # a spread of more than this share of the figure: the figure is not shown
-EAGER = {"cross_entropy": "eager", "softmax": "eager-softmax"}  # by op
 
 
 class BadInput(Exception):
@@ -73,10 +72,6 @@ class Measurement:
         """Seconds of a call in each run: the median of its turns."""
         return [median(turns) for turns in self.seconds.get(method or self.method or "", [])]
 
-    def median(self, method: str | None = None) -> float | None:
-        runs = self.runs(method)
-        return median(runs) if runs else None
-
 
 @dataclass
 class Results:
@@ -103,44 +98,49 @@ class Results:
         """Whether only ratios mean anything."""
         return self.device.startswith("CPU") or self.rehearsed
 
-    def reference(self, case: Case) -> str:
+    @property
+    def reference(self) -> str:
         """Who is timed in the same turns, whatever else there is, and is the measure of the others."""
-        return EAGER[case.op] if self.on_cpu else "copy"
+        return "eager" if self.on_cpu else "copy"
 
     def ratios(self, one: Measurement, method: str | None = None) -> list[float]:
         """Its time over the reference's, in each run; none where either has no time."""
-        method = method or one.method
-        reference = self.of(one.case).get(self.reference(one.case))
-        if reference is None or method is None:
+        reference = self.of(one.case).get(self.reference)
+        if reference is None:
             return []
+        method = method or one.method
         return [ours / other for ours, other in zip(one.runs(method), reference.runs(method), strict=False)]
 
     def figure(self, one: Measurement) -> Spread | None:
-        """What is shown of it, if there is anything: on a CPU the ratio to eager PyTorch's time, on a GPU seconds."""
-        values = self.ratios(one) if self.on_cpu else one.runs()
-        if not values:
-            return None
-        if len(values) > 1:
-            return Spread(min(values), median(values), max(values))
-        turns = one.seconds[one.method or ""][0]
+        """What is shown of it, if there is anything.
+
+        On a CPU its time over eager PyTorch's in the same turns: lower is better. On a GPU the least bytes over its
+        time, in per cent of the bytes a second of the large copy: higher is better.
+        """
+        times = one.seconds.get(one.method or "", [])
         if self.on_cpu:
-            reference = self.of(one.case)[self.reference(one.case)]
-            turns = [ours / other for ours, other in zip(turns, reference.seconds[one.method or ""][0], strict=True)]
-        low, _, high = quantiles(turns, n=4) if len(turns) > 1 else 3 * turns
-        return Spread(min(low, values[0]), values[0], max(high, values[0]))
+            reference = self.of(one.case).get(self.reference)
+            others = reference.seconds.get(one.method or "", []) if reference else []
+            runs = self.ratios(one)
+            turns = [[t / other for t, other in zip(*both, strict=True)] for both in zip(times, others, strict=False)]
+        else:
+            at_best = 100 * one.least_bytes / self.ceilings.get("copy", math.inf)
+            runs = [at_best / median(of_run) for of_run in times]
+            turns = [[at_best / t for t in of_run] for of_run in times]
+        if not runs or not all(runs):
+            return None
+        if len(runs) > 1:
+            return Spread(min(runs), median(runs), max(runs))
+        low, _, high = quantiles(turns[0], n=4) if len(turns[0]) > 1 else 3 * turns[0]
+        return Spread(min(low, runs[0]), runs[0], max(high, runs[0]))
 
     def limit(self, case: Case) -> float | None:
-        """The time in which a copy of the logits moves the case's least bytes, as a ratio to eager PyTorch's time."""
+        """Of `figure`: what a copy would have that moves the case's least bytes."""
+        if not self.on_cpu:
+            return 100.0
         copy = self.of(case).get("copy")
-        ratios = self.ratios(copy) if copy and case.mode != "backward" else []
+        ratios = self.ratios(copy) if copy else []
         return median(ratios) * case.least_bytes / (2 * case.matrix_bytes) if ratios else None
-
-    def share_of_copy(self, one: Measurement, method: str | None = None) -> float | None:
-        """The least bytes of the case over its time, as a share of the copy's bytes a second."""
-        taken = one.median(method)
-        if one.case.mode == "backward":  # where a gradient was made in forward it is only handed over
-            return None
-        return None if taken is None or "copy" not in self.ceilings else one.least_bytes / taken / self.ceilings["copy"]
 
 
 def merged(runs: Sequence[Results]) -> Results:
@@ -166,25 +166,19 @@ def merged(runs: Sequence[Results]) -> Results:
 
 
 def save(results: Results, path: Path) -> None:
-    """Whole or not at all: written beside, then renamed."""
+    """Whole or not at all: written beside, then renamed. A measurement a line: a file that `git diff` can show."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     content = asdict(results)
-    for one in content["measurements"]:
-        one["case"] = one["case"]._asdict()
+    lines = []
+    for one in content.pop("measurements"):
         one["seconds"] = {
             method: [[float(f"{t:.5g}") for t in turns] for turns in runs] for method, runs in one["seconds"].items()
         }
-    partial.write_text("".join(_lines(content)))
+        lines.append("  " + json.dumps(one))
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(f'{head},\n "measurements": [\n' + ",\n".join(lines) + "\n ]\n}\n")
     os.replace(partial, path)
-
-
-def _lines(content: dict[str, Any]) -> Iterator[str]:
-    """One measurement a line: a file that `git diff` can show."""
-    measurements = content.pop("measurements")
-    yield json.dumps(content, indent=1)[:-2] + ',\n "measurements": [\n'
-    yield ",\n".join("  " + json.dumps(one) for one in measurements)
-    yield "\n ]\n}\n"
 
 
 def load(path: Path) -> Results:
@@ -200,15 +194,11 @@ def load(path: Path) -> Results:
         what = "is no results file of this suite" if schema is None else f"has schema {schema}"
         raise BadInput(f"{path} {what}; this suite reads schema {SCHEMA}")
     try:
-        names = {one.name for one in fields(Measurement)}
-        content["measurements"] = [
-            Measurement(**{**{key: one[key] for key in names}, "case": Case(**one["case"])})
-            for one in content["measurements"]
-        ]
-        for one in content["measurements"]:
-            times = [t for runs in one.seconds.values() for turns in runs for t in turns]
+        for i, one in enumerate(content["measurements"]):
+            content["measurements"][i] = read = Measurement(**one | {"case": Case(*one["case"])})
+            times = [t for runs in read.seconds.values() for turns in runs for t in turns]
             if not all(isinstance(t, int | float) and 0 < t < math.inf for t in times):
-                raise ValueError(f"times of {one.contender} at {one.case} are not positive numbers")
+                raise ValueError(f"times of {read.contender} at {read.case} are not positive numbers")
         return Results(**content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged: {type(error).__name__}: {error}") from None

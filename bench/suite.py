@@ -1,6 +1,7 @@
 """All cases, all contenders: correct first, then timed, correct again, and written down after each case."""
 
 import hashlib
+import math
 import platform
 import subprocess
 import sys
@@ -8,17 +9,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
 import softxent
 from bench import contenders, results
-from bench.cases import Case, Inputs, inputs
+from bench.cases import Case, inputs
 from bench.contenders import Contender, Unavailable, Unsupported
 from bench.correctness import check, in_words
 from bench.machine import Machine
 from bench.results import Measurement, Results
-from bench.timing import Timed, contest, sets_of
+from bench.timing import contest, sets_of
 from bench.work import Run, Work
 
 CEILING_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}  # of the copy that is the machine's limit
@@ -62,7 +64,7 @@ def run(
     path: Path | None,
     seconds: float,
     say: Callable[[str], None],
-    deadline: float = float("inf"),
+    deadline: float = math.inf,
     first: Mapping[str, float] | None = None,
 ) -> list[Case]:
     """Fills `found`, and the file at `path`, case by case. The cases that were left when the time was up.
@@ -88,34 +90,48 @@ def run(
             left = remaining[i:]
             break
         share = TIMED * (deadline - start) / (len(remaining) - i) / (2 if machine.graphs else 1)
-        lost, todo = lost_at(case, found), unmeasured(case, available, found)
-        found.measurements = [one for one in found.measurements if one.case != case]
-        measured = list(lost.values())
         try:
-            measured += measure(case, todo, machine, min(seconds, share))
-        except Lost as error:
-            found.measurements += [*measured, error.measurement]
-            if path is not None:
-                results.save(found, path)
-            raise
-        except Exception as error:  # nobody's in particular: no memory, say
-            measured += [Measurement(case, name, error=in_words(error)) for name in todo]
-        machine.free()
-        if first is not None:
-            for one in measured:
-                one.first_seconds = first.get(f"{one.contender} at {case}")
-        found.measurements += measured
+            one_case(case, available, machine, found, min(seconds, share), first or {})
+        finally:
+            keep(found, path)
         say(line(case, found))
-        if path is not None:
-            results.save(found, path)
         expected = max(time.monotonic() - start, expected / 2)
     if machine.graphs:
         measure_ceiling(machine, found)
         found.environment["under_load_after"] = loaded(machine)
     found.environment["after"] = machine.describe()
+    keep(found, path)
+    return left
+
+
+def keep(found: Results, path: Path | None) -> None:
     if path is not None:
         results.save(found, path)
-    return left
+
+
+def one_case(
+    case: Case,
+    available: Mapping[str, Contender],
+    machine: Machine,
+    found: Results,
+    seconds: float,
+    first: Mapping[str, float],
+) -> None:
+    """Measures it in the place of what `found` has of it. Raises Lost."""
+    lost, todo = lost_at(case, found), unmeasured(case, available, found)
+    measured = list(lost.values())
+    try:
+        measured += measure(case, todo, machine, seconds)
+    except Lost as error:
+        measured.append(error.measurement)
+        raise
+    except Exception as error:  # nobody's in particular: no memory, say
+        measured += [Measurement(case, name, error=in_words(error)) for name in todo]
+    finally:
+        for one in measured:
+            one.first_seconds = first.get(f"{one.contender} at {case}")
+        found.measurements = [one for one in found.measurements if one.case != case] + measured
+    machine.free()
 
 
 def lost_at(case: Case, found: Results) -> dict[str, Measurement]:
@@ -126,7 +142,7 @@ def lost_at(case: Case, found: Results) -> dict[str, Measurement]:
 def unmeasured(case: Case, available: Mapping[str, Contender], found: Results) -> dict[str, Contender]:
     """Whom to measure there, in the same turns: everyone, if one of them has not been."""
     lost, done = lost_at(case, found), found.of(case)
-    todo = {name: one for name, one in available.items() if one.op == case.op and name not in lost}
+    todo = {name: one for name, one in available.items() if name not in lost}
     return {} if all(name in done for name in todo) else todo
 
 
@@ -156,7 +172,7 @@ def first_call(case: Case, contender: Contender, machine: Machine) -> float | No
     try:
         work = Work(contender, case)
         one = inputs(case, machine.device, SEED)
-        return machine.seconds(partial(work.once, one))
+        return machine.seconds(partial(work.run, one))
     except Exception:
         return None
 
@@ -165,85 +181,57 @@ def measure(case: Case, todo: dict[str, Contender], machine: Machine, seconds: f
     """One case. A contender that is wrong, before or after, has an error and no time."""
     measured = {name: Measurement(case, name) for name in todo}
     works: dict[str, Work] = {}
-    sets = [inputs(case, machine.device, SEED + i) for i in range(sets_of(machine, case.matrix_bytes))]
-    given = sets[0].logits.detach().clone()
     for name, contender in todo.items():
         try:
             works[name] = Work(contender, case)
-            measured[name].first_seconds = machine.seconds(partial(works[name].once, sets[0]))
         except Unsupported as error:
             measured[name].error = f"{DOES_NOT}: {error}"
-        except Exception as error:  # the contender's own
-            measured[name].error = in_words(error)
-        still_there(machine, case, name)
-        with torch.no_grad():
-            sets[0].logits.copy_(given)
-    refuse(works, measured)
+    sets = [inputs(case, machine.device, SEED + i) for i in range(sets_of(machine, case.matrix_bytes))]
 
     def checked(seeds: list[int]) -> None:
         for name, errors in check(works, case, sets[0], seeds, partial(still_there, machine, case)).items():
+            one = measured[name]
             if isinstance(errors, str):
-                measured[name].error = errors
+                del works[name]
+                measured[name] = Measurement(case, name, error=errors)
             else:
-                measured[name].errors = {k: max(v, measured[name].errors.get(k, 0.0)) for k, v in errors.items()}
-        refuse(works, measured)
+                one.errors = {key: max(value, one.errors.get(key, 0.0)) for key, value in errors.items()}
 
     checked([SEED + 1000, SEED + 1001])
-    timed: dict[str, Timed] = {}
     if works:
-        other = torch.empty_like(given)
+        other = torch.empty_like(sets[0].logits)
 
         def copy() -> None:
             for one in sets:
                 other.copy_(one.logits.detach())
 
-        timed = contest(works, sets, machine, seconds, copy)
+        for name, timed in contest(works, sets, machine, seconds, copy).items():
+            one = measured.setdefault(name, Measurement(case, name))
+            one.seconds, one.not_captured = timed.seconds, timed.not_captured
         for name, work in works.items():
-            measured[name].peak_bytes = peak_bytes(work, sets[0], machine)
+            measured[name].peak_bytes = machine.peak_bytes(partial(work.run, sets[0]))
         checked([SEED + 2000])
-    for name in works:
-        measured[name].seconds, measured[name].not_captured = timed[name].seconds, timed[name].not_captured
-    if "copy" in timed:
-        measured["copy"] = Measurement(case, "copy", seconds=timed["copy"].seconds)
     return list(measured.values())
 
 
-def refuse(works: dict[str, Work], measured: dict[str, Measurement]) -> None:
-    """No further work for those with an error."""
-    for name in [name for name in works if measured[name].error]:
-        del works[name]
-
-
-def peak_bytes(work: Work, one: Inputs, machine: Machine) -> int:
-    state = work.prepare(one)
-    return machine.peak_bytes(partial(work.run, state))
-
-
 def measure_ceiling(machine: Machine, found: Results) -> None:
-    """Bytes a second of a large copy (read and written), of reading, and of writing, at the start and at the end.
-
-    The better one is kept. Of random numbers: some memories move zeros faster.
-    """
-    copy, source, target = large_copy(machine)
-    size = source.nbytes
-    write = partial(target.fill_, 1.0)
-    runs: dict[str, tuple[int, Run]] = {"copy": (2, copy), "read": (1, source.sum), "write": (1, write)}
-    for name, (passes, run) in runs.items():
-        run()
-        times = sorted(machine.seconds(run) for _ in range(20))
-        found.ceilings[name] = max(found.ceilings.get(name, 0.0), passes * size / times[len(times) // 2])
+    """Bytes a second that a large copy reads and writes, at the start and at the end; the better one is kept."""
+    copy, n_bytes = large_copy(machine)
+    copy()
+    taken = median(machine.seconds(copy) for _ in range(20))
+    found.ceilings["copy"] = max(found.ceilings.get("copy", 0.0), n_bytes / taken)
 
 
-def large_copy(machine: Machine) -> tuple[Run, torch.Tensor, torch.Tensor]:
+def large_copy(machine: Machine) -> tuple[Run, int]:
+    """A copy, and the bytes that it reads and writes. Of random numbers: some memories move zeros faster."""
     size = min(CEILING_BYTES[machine.device.type], machine.memory_bytes // 8)
     source = torch.randn(size // 4, device=machine.device)
-    target = torch.empty_like(source)
-    return partial(target.copy_, source), source, target
+    return partial(torch.empty_like(source).copy_, source), 2 * source.nbytes
 
 
 def loaded(machine: Machine) -> dict[str, object]:
     """The device, described while it copies: clocks of an idle one say nothing."""
-    copy, *_ = large_copy(machine)
+    copy, _ = large_copy(machine)
     for _ in range(2000 if machine.device.type == "cuda" else 0):
         copy()
     described = machine.describe()
@@ -254,30 +242,26 @@ def loaded(machine: Machine) -> dict[str, object]:
 LEGEND = {
     True: "Each figure: time over eager PyTorch's in the same turns (quartiles of the turns). Lower is better. The "
     "limit is the time in which a copy of the logits moves the least bytes of the case.",
-    False: "Each figure: the least bytes of the case over the time, as a share of a large copy's GB/s (quartiles of "
-    "the turns). Higher is better, and 100 % the limit of what reads as much as it writes.",
+    False: "Each figure: the least bytes of the case over the time, in % of a large copy's GB/s (quartiles of the "
+    "turns). Higher is better, and 100 % the limit of what reads as much as it writes.",
 }
 
 
 def line(case: Case, found: Results) -> str:
     """A case in a line, as it is done: figures with their unit, their noise and their limit."""
+    unit, digits = ("x", 2) if found.on_cpu else ("%", 0)
     cells = []
     for name, one in found.of(case).items():
-        figure, share = found.figure(one), found.share_of_copy(one)
-        if one.error:
+        figure = found.figure(one)
+        if one.error and not one.error.startswith(DOES_NOT):
             cells.append(f"{name}: {one.error}")
-        elif name == "copy" or figure is None or (not found.on_cpu and share is None):
-            continue
-        elif figure.noisy:
+        elif figure and name != "copy" and figure.noisy:
             cells.append(f"{name} noisy")
-        elif found.on_cpu:
-            cells.append(f"{name} {figure.middle:.2f} x ({figure.low:.2f}-{figure.high:.2f})")
-        else:
-            low, high = (100 * (share or 0) * figure.middle / end for end in (figure.high, figure.low))
-            cells.append(f"{name} {100 * (share or 0):.0f} % ({low:.0f}-{high:.0f})")
-    if found.on_cpu and (limit := found.limit(case)):
-        cells.append(f"limit {limit:.2f} x")
-    return f"{case}: {', '.join(cells)}"
+        elif figure and name != "copy":
+            low, middle, high = (f"{value:.{digits}f}" for value in figure)
+            cells.append(f"{name} {middle} {unit} ({low}-{high})")
+    limit = found.limit(case)
+    return f"{case}: {', '.join(cells)}" + (f", limit {limit:.{digits}f} {unit}" if limit else "")
 
 
 def environment(machine: Machine, checkout: Path = ROOT) -> dict[str, object]:

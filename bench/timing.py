@@ -8,17 +8,18 @@ one, host included. On a CPU there are calls, and only their ratios mean anythin
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from bench.cases import Inputs
 from bench.machine import CannotCapture, Machine
+from bench.results import Measurement
 from bench.work import Run, Work, restore
 
 MOST_SETS = 128  # of inputs: the smallest, as 256 x 10, stay in the cache nevertheless
+CPU_BYTES = 1 << 21  # of inputs in turn on a CPU, so that one call on each takes long enough to be timed
 FEWEST, MOST = 7, 50  # turns
 TURN = 0.01  # seconds of a CPU's
 LONG, FEW = 0.5, 3  # seconds of a turn that is too long for so many, and how many of it
@@ -33,29 +34,24 @@ class Contestant:
     calls: int
 
 
-@dataclass
-class Timed:
-    seconds: dict[str, list[list[float]]] = field(default_factory=dict)  # as Measurement's, of one run
-    not_captured: str | None = None  # why there is no graph
-
-
 def sets_of(machine: Machine, bytes_of_one: int) -> int:
-    """How many sets of inputs are more than three L2 caches, and no fewer than two where there is one."""
-    if not machine.l2_bytes:
-        return 1
-    return max(2, min(MOST_SETS, 3 * machine.l2_bytes // max(1, bytes_of_one) + 1))
+    """How many sets of inputs are more than three L2 caches, and no fewer than two; of a CPU's large ones, one."""
+    fewest, wanted = (2, 3 * machine.l2_bytes) if machine.graphs else (1, CPU_BYTES)
+    return max(fewest, min(MOST_SETS, wanted // max(1, bytes_of_one) + fewest - 1))
+
+
+def given_to(works: dict[str, Work], sets: Sequence[Inputs]) -> list[Tensor]:
+    """The logits of the sets, to restore them where one of the contenders overwrites them; else none."""
+    return [inputs.logits.detach().clone() for inputs in sets if any(work.overwrites for work in works.values())]
 
 
 def contest(
-    works: dict[str, Work], sets: Sequence[Inputs], machine: Machine, seconds: float, copy: Run | None = None
-) -> dict[str, Timed]:
+    works: dict[str, Work], sets: Sequence[Inputs], machine: Machine, seconds: float, copy: Run
+) -> dict[str, Measurement]:
     """Every contender in turns, for about so many seconds each method. `copy` copies the logits of all sets."""
-    found = {name: Timed() for name in works} | ({"copy": Timed()} if copy else {})
-    given = (
-        [inputs.logits.detach().clone() for inputs in sets]
-        if any(w.contender.overwrites for w in works.values())
-        else []
-    )
+    case = next(iter(works.values())).case
+    found = {name: Measurement(case, name) for name in (*works, "copy")}
+    given = given_to(works, sets)
     if machine.graphs:
         ready = {}
         for name, work in works.items():
@@ -63,14 +59,13 @@ def contest(
                 ready[name] = by_graph(work, sets, given, machine)
             except CannotCapture as error:
                 found[name].not_captured = str(error)
-        if copy and ready:
+        if ready:
             ready["copy"] = Contestant(nothing, machine.capture(copy), len(sets))
         for name, times in in_turns(ready, machine, seconds).items():
             found[name].seconds["graph"] = [times]
         ready.clear()
     ready = {name: by_calls(work, sets, given, machine) for name, work in works.items()}
-    if copy:
-        ready["copy"] = Contestant(nothing, copy, len(sets))
+    ready["copy"] = Contestant(nothing, copy, len(sets))
     for name, times in in_turns(ready, machine, seconds).items():
         found[name].seconds["calls"] = [times]
     return found
@@ -78,28 +73,17 @@ def contest(
 
 def by_graph(work: Work, sets: Sequence[Inputs], given: Sequence[Tensor], machine: Machine) -> Contestant:
     """Raises CannotCapture."""
-    if work.case.mode == "backward":  # its forward is outside, on another stream
-        raise CannotCapture("backward alone is timed by calls")
     return Contestant(partial(restored, sets, given), machine.capture(partial(each, work, sets)), len(sets))
 
 
 def by_calls(work: Work, sets: Sequence[Inputs], given: Sequence[Tensor], machine: Machine) -> Contestant:
-    """Calls launched one by one: on each set, or as often as makes a time that a CPU's clock can tell."""
-    if work.case.mode == "backward" or given or machine.graphs:
-        states: list[Any] = []
-
-        def before() -> None:
-            restored(sets, given)
-            states[:] = [work.prepare(inputs) for inputs in sets]
-
-        def run() -> None:
-            while states:
-                work.run(states.pop(0))
-
-        return Contestant(before, run, len(sets))
-    once = min(machine.seconds(partial(work.once, sets[0])) for _ in range(5))  # one may be late
-    calls = max(1, min(1000, int(TURN / max(once, 1e-6))))
-    return Contestant(nothing, partial(repeat, partial(work.once, sets[0]), calls), calls)
+    """Calls launched one by one: on each set, and as often as makes a time that a CPU's clock can tell."""
+    rounds = 1
+    if not machine.graphs and not work.overwrites:
+        once = min(machine.seconds(partial(each, work, sets)) for _ in range(5))  # one may be late
+        rounds = max(1, min(1000, int(TURN / max(once, 1e-6))))
+    calls = [*sets] * rounds
+    return Contestant(partial(restored, sets, given), partial(each, work, calls), len(calls))
 
 
 def in_turns(contestants: dict[str, Contestant], machine: Machine, seconds: float) -> dict[str, list[float]]:
@@ -127,12 +111,7 @@ def one_turn(contestants: dict[str, Contestant], order: Sequence[str], machine: 
 
 def each(work: Work, sets: Sequence[Inputs]) -> None:
     for inputs in sets:
-        work.once(inputs)
-
-
-def repeat(run: Run, times: int) -> None:
-    for _ in range(times):
-        run()
+        work.run(inputs)
 
 
 def restored(sets: Sequence[Inputs], given: Sequence[Tensor]) -> None:

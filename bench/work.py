@@ -1,4 +1,4 @@
-"""A contender's piece of work as something to call: what comes before the clock starts, and what the clock sees."""
+"""A contender's piece of work as something to call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,39 +7,28 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case, Inputs
-from bench.contenders import Contender, Function
+from bench.contenders import Contender
 
 Result = tuple[Tensor, Tensor | None]  # the loss (a number) or the probabilities; the gradient of the logits
+Run = Callable[[], Any]
 
 
 class Work:
-    """One contender at one case.
+    """One contender at one case: `run(inputs)` does all of it, and leaves nothing for later.
 
-        state = work.prepare(inputs)     # the forward pass, where only backward is timed
-        result = work.run(state)
-
-    `run` leaves nothing for later: what it returns is the result. Where a contender overwrites the logits, `restore`
-    comes before the next `prepare`.
+    Where a contender overwrites the logits, `restore` comes before the next `run`.
     """
 
     def __init__(self, contender: Contender, case: Case) -> None:
-        self.contender, self.case = contender, case
-        self.function: Function = contender.make(case)
+        self.case, self.function = case, contender.make(case)
+        self.overwrites = contender.overwrites and case.op == "cross_entropy"
         self.incoming: dict[torch.dtype, Tensor] = {}  # of a loss, in its dtype: made once, not while timed
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        out = self.function(inputs.logits, inputs.target)
-        return out if self.case.op == "softmax" or out.dim() == 0 else out.mean()
-
-    def prepare(self, inputs: Inputs) -> tuple[Inputs, Tensor | None]:
-        return inputs, self.forward(inputs) if self.case.mode == "backward" else None
-
-    def run(self, state: tuple[Inputs, Tensor | None]) -> Result:
-        inputs, out = state
+    def run(self, inputs: Inputs) -> Result:
         if self.case.mode == "forward":
             with torch.no_grad():
                 return self.forward(inputs), None
-        out = self.forward(inputs) if out is None else out
+        out = self.forward(inputs)
         incoming = inputs.gradient
         if incoming.dtype != out.dtype:
             if out.dtype not in self.incoming:
@@ -48,14 +37,12 @@ class Work:
         (gradient,) = torch.autograd.grad(out, inputs.logits, incoming)
         return out.detach(), gradient
 
-    def once(self, inputs: Inputs) -> Result:
-        return self.run(self.prepare(inputs))
+    def forward(self, inputs: Inputs) -> Tensor:
+        out = self.function(inputs.logits, inputs.target)
+        return out if self.case.op == "softmax" or out.dim() == 0 else out.mean()
 
 
 @torch.no_grad()
 def restore(inputs: Inputs, logits: Tensor) -> None:
     """After a contender that overwrites them."""
     inputs.logits.copy_(logits)
-
-
-Run = Callable[[], Any]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from bench.cases import Case, inputs
 from bench.contenders import Unavailable, Unsupported
 from bench.correctness import check, in_words
 from bench.machine import CannotCapture, Machine, here, settle
-from bench.timing import Contestant, by_calls, by_graph, sets_of
+from bench.timing import Contestant, by_calls, by_graph, given_to, sets_of
 from bench.work import Work
 
 
@@ -46,7 +47,7 @@ def begin(case: Case, name: str, machine: Machine) -> tuple[dict[str, Any], Cont
     try:
         work = Work(contenders.load(name, machine.device.type), case)
         sets = [inputs(case, machine.device, suite.SEED + i) for i in range(sets_of(machine, case.matrix_bytes))]
-        given = [one.logits.detach().clone() for one in sets] if work.contender.overwrites else []
+        given = given_to({name: work}, sets)
         errors = check({name: work}, case, sets[0], [suite.SEED + 1000, suite.SEED + 1001])[name]
     except Unsupported as error:
         return {"error": f"{suite.DOES_NOT}: {error}"}, None
@@ -56,7 +57,7 @@ def begin(case: Case, name: str, machine: Machine) -> tuple[dict[str, Any], Cont
         return {"error": in_words(error)}, None
     if isinstance(errors, str):
         return {"error": errors}, None
-    peak = suite.peak_bytes(work, sets[0], machine)
+    peak = machine.peak_bytes(partial(work.run, sets[0]))
     try:
         if not machine.graphs:
             raise CannotCapture

@@ -38,7 +38,7 @@ def one_run(rng: np.random.Generator, device: str, n_turns: int, cases: tuple[Ca
     before = {"cpu": "a CPU", "threads": 1} if device == "cpu" else {"gpu": "a GPU", "clock_mhz": "1980"}
     results = Results("CPU a" if device == "cpu" else "A GPU", {"commit": "abc", "torch": "2.13.0", "before": before})
     results.contenders = {name: {"version": "1.0"} for name in SPEED if name != "copy"}
-    results.contenders["unsloth"] = {"unavailable": "not installed"}
+    results.contenders["liger"] = {"unavailable": "not installed"}
     results.ceilings = {"copy": 3e12}
     for case in cases:
         least = case.least_bytes / 2.5e12

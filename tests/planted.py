@@ -8,18 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import Case
-from bench.contenders import Contender, Function, Unsupported
-from bench.contenders.ours import options_of
+from bench.contenders import Contender, Function, Unsupported, options_of
 from bench.machine import Cpu
 from bench.work import Run, Work
 
 
-def contender(name: str, make: Callable[[Case], Function], overwrites: bool = False) -> Contender:
-    return Contender(name, "cross_entropy", "1", make, overwrites)
+def contender(make: Callable[[Case], Function], overwrites: bool = False) -> Contender:
+    return Contender("1", make, overwrites)
 
 
-def works(case: Case, *contenders: Contender) -> dict[str, Work]:
-    return {one.name: Work(one, case) for one in contenders}
+def works(case: Case, **makes: Callable[[Case], Function]) -> dict[str, Work]:
+    return {name: Work(contender(make), case) for name, make in makes.items()}
 
 
 def right(case: Case) -> Function:

@@ -34,10 +34,12 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
         (["cpu", "--widths", "10,many"], "unknown width 'many'"),
         (["cpu", "--widths", "0"], "unknown width '0'"),
         (["cpu", "--dtypes", "int8"], "unknown dtype 'int8'"),
+        (["cpu", "--only", "("], "'(' is no regular expression: missing )"),
+        (["cpu", "--only", "vapour"], "no case has 'vapour' in its name; one is cross_entropy step "),
         (["cpu", "--seconds", "-1"], "'-1' is not a positive number"),
         (["cpu", "--runs", "0"], "'0' is not a number from 1 on"),
         (["cpu", "--out", tmp_path / "file"], "file cannot be written"),
-        (["compare", other, other], "has schema 99; this suite reads schema 2"),
+        (["compare", other, other], "has schema 99; this suite reads schema 3"),
         (["compare", tmp_path / "none.json", other], "none.json: No such file"),
         (["show", tmp_path / "file"], "is not JSON"),
         (["gpu", "--out", tmp_path / "gpu"], "there is no GPU here"),
@@ -68,7 +70,8 @@ def test_a_cpu_is_measured_shown_compared_and_published(tmp_path: Path, monkeypa
     step = next(line for line in done.stdout.splitlines() if line.startswith("cross_entropy step 256 x 10"))
     assert " x (" in step or "noisy" in step
     assert "limit" in step and "Lower is better" in done.stdout
-    files = {"results.json", "table.md", "ratio-cross-entropy.png", "memory-cross-entropy.png"}
+    pictures = {f"{kind}-{op}.png" for kind in ("ratio", "memory") for op in ("cross-entropy", "softmax")}
+    files = {"results.json", "table.md"} | pictures
     assert {path.name for path in out.iterdir()} == files, "the runs are merged"
     assert in_process(["compare", out / "results.json", out / "results.json"]) == (0, "")
 

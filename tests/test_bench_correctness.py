@@ -1,13 +1,15 @@
 """The suite finds out contenders that are wrong, that remember, that leave something unwritten, or write elsewhere."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import planted
 from bench import cases, correctness
-from bench.cases import Case, Inputs, inputs
-from bench.contenders import eager
+from bench.cases import Case, inputs
+from bench.contenders import Function
 from bench.work import Work
 
 STEP = Case("cross_entropy", 37, 11, "float32", "step")
@@ -24,9 +26,8 @@ PLANTED = {
 }
 
 
-def checked(case: Case, **makes: object) -> dict[str, object]:
-    works = {name: Work(planted.contender(name, make), case) for name, make in makes.items()}  # type: ignore[arg-type]
-    return dict(correctness.check(works, case, inputs(case, CPU, 0), [1, 2]))
+def checked(case: Case, **makes: Callable[[Case], Function]) -> dict[str, object]:
+    return dict(correctness.check(planted.works(case, **makes), case, inputs(case, CPU, 0), [1, 2]))
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -53,11 +54,11 @@ def test_a_column_left_out_of_a_wide_row_is_found(dtype: str) -> None:
 def test_memory_is_full_of_nan_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(correctness, "poison", lambda logits: calls.append("poison"))
-    work = Work(planted.contender("right", planted.right), STEP)
-    once = work.once
-    monkeypatch.setattr(work, "once", lambda given: calls.append("once") or once(given))  # type: ignore[func-returns-value]
+    (work,) = planted.works(STEP, right=planted.right).values()
+    run = work.run
+    monkeypatch.setattr(work, "run", lambda given: calls.append("run") or run(given))  # type: ignore[func-returns-value]
     correctness.check({"right": work}, STEP, inputs(STEP, CPU, 0), [1, 2])
-    assert calls == ["poison", "once"] * 2
+    assert calls == ["poison", "run"] * 2
 
 
 def test_what_is_right_has_its_errors() -> None:
@@ -76,7 +77,7 @@ def test_one_that_is_wrong_does_not_spoil_the_others() -> None:
 
 
 def test_who_says_that_it_overwrites_may() -> None:
-    work = Work(planted.contender("inplace", planted.overwriting, overwrites=True), STEP)
+    work = Work(planted.contender(planted.overwriting, overwrites=True), STEP)
     found = correctness.check({"inplace": work}, STEP, inputs(STEP, CPU, 0), [1, 2])
     assert isinstance(found["inplace"], dict)
 
@@ -87,11 +88,7 @@ def test_wrong_where_no_gradient_is_wanted() -> None:
 
 def test_a_wrong_softmax_is_found() -> None:
     case = Case("softmax", 20, 7, "float32", "step")
-    works = {
-        "right": Work(planted.contender("right", lambda _: lambda x, _: x.softmax(1)), case),
-        "wrong": Work(planted.contender("wrong", lambda _: lambda x, _: (x * 1.1).softmax(1)), case),
-    }
-    found = correctness.check(works, case, inputs(case, CPU, 0), [1])
+    found = checked(case, right=lambda _: lambda x, _: x.softmax(1), wrong=lambda _: lambda x, _: (x * 1.1).softmax(1))
     assert isinstance(found["right"], dict) and str(found["wrong"]).startswith("the probabilities at [")
 
 
@@ -132,12 +129,3 @@ def test_the_least_bytes() -> None:
     assert case._replace(kind="ignored").least_bytes == 60 + 48 + 120
     assert case._replace(op="softmax", mode="forward").least_bytes == 240
     assert case._replace(op="softmax").least_bytes == 600
-
-
-def test_a_backward_of_its_own_has_its_forward_before_the_clock() -> None:
-    case = STEP._replace(mode="backward")
-    work = Work(eager.load("eager", "cpu"), case)
-    given: Inputs = inputs(case, CPU, 0)
-    state = work.prepare(given)
-    assert state[1] is not None and state[1].requires_grad
-    assert torch.equal(work.run(state)[0], state[1].detach())

@@ -64,7 +64,7 @@ def test_the_suite_records_the_clocks_under_load(monkeypatch: pytest.MonkeyPatch
             return {"clock_mhz": str(self.clock)}
 
     monkeypatch.setattr(suite, "CEILING_BYTES", {"cpu": 1 << 16})
-    monkeypatch.setattr(contenders, "load", lambda name, device_type: planted.contender(name, planted.right))
+    monkeypatch.setattr(contenders, "load", lambda name, device_type: planted.contender(planted.right))
     machine = Warming()
     found = suite.begin(machine, None, ["softxent"], lambda line: None)
     suite.run([Case("cross_entropy", 37, 11, "float32", "step")], machine, found, None, 0.01, lambda line: None)

@@ -37,8 +37,8 @@ def test_a_point_is_what_was_measured_and_a_gap_what_was_not() -> None:
     wrong = found.of(CASES[0])["quack"]
     wrong.error, wrong.seconds = "the loss is 3 where 2 is right", {}
     quack = points(draw(found, "cross_entropy", SPEED).axes[0])[LOOKS["quack"][0]]
-    share = found.share_of_copy(found.of(CASES[1])["quack"])
-    assert share and len(quack) == 1 and quack[0][1] == pytest.approx(100 * share)
+    share = found.figure(found.of(CASES[1])["quack"])
+    assert share and len(quack) == 1 and quack[0][1] == pytest.approx(share.middle)
     ratios = points(draw(made_results(0), "cross_entropy", RATIO).axes[0])
     assert {y for _, y in ratios[LOOKS["eager"][0]]} == {1.0}
     memory = points(draw(found, "cross_entropy", MEMORY).axes[0])
@@ -81,11 +81,7 @@ def test_a_picture_says_what_is_better_and_has_units_a_legend_and_the_device() -
 
 
 def test_a_contender_looks_like_itself_and_nobody_else() -> None:
-    names = {name.removesuffix("-softmax") for name in contenders.REGISTRY}
-    assert names <= set(LOOKS)
-    for table in (contenders.CROSS_ENTROPY, contenders.SOFTMAX):
-        looks = [LOOKS[name.removesuffix("-softmax")] for name in table]
-        assert len(set(looks)) == len(looks)
+    assert set(contenders.REGISTRY) == set(LOOKS) and len(set(LOOKS.values())) == len(LOOKS)
 
 
 def test_one_width_is_a_picture_and_nothing_measured_is_none(tmp_path: Path) -> None:

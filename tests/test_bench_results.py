@@ -67,9 +67,9 @@ def test_the_copy_is_a_share_of_itself() -> None:
     found = made_results(0, "cuda")
     for case in CASES:
         one = found.of(case)["copy"]
-        taken = one.median()
-        assert taken is not None
-        assert found.share_of_copy(one) == pytest.approx(2 * case.matrix_bytes / taken / found.ceilings["copy"])
+        figure = found.figure(one)
+        assert figure is not None
+        assert figure.middle == pytest.approx(200 * case.matrix_bytes / one.runs()[0] / found.ceilings["copy"])
 
 
 def test_a_figure_is_the_median_of_the_runs_and_its_noise_their_range() -> None:
@@ -84,8 +84,10 @@ def test_a_figure_is_the_median_of_the_runs_and_its_noise_their_range() -> None:
 def test_the_figure_of_one_run_has_the_quartiles_of_its_turns() -> None:
     found = made_results(0, "cuda")
     one = found.of(CASES[0])["softxent"]
-    low, _, high = quantiles(one.seconds["graph"][0], n=4)
-    assert found.figure(one) == (low, one.median(), high)
+    turns = [*(one.seconds["graph"][0]), one.runs()[0]]
+    at_best = 100 * one.least_bytes / found.ceilings["copy"]
+    low, _, high = quantiles([at_best / t for t in one.seconds["graph"][0]], n=4)
+    assert found.figure(one) == pytest.approx((low, at_best / turns[-1], high))
 
 
 def test_the_limit_is_a_copy_of_the_least_bytes() -> None:

@@ -17,10 +17,10 @@ from bench.results import Measurement
 CASES = [Case("cross_entropy", 37, 11, "float32", mode) for mode in ("step", "forward")]
 MANY = [Case("cross_entropy", 37, n_cols, "float32", "step") for n_cols in range(2, 42)]
 SOME = {
-    "right": planted.contender("right", planted.right),
-    "wrong": planted.contender("wrong", planted.wrong_loss),
-    "cannot": planted.contender("cannot", planted.cannot),
-    "raising": planted.contender("raising", planted.raising),
+    "right": planted.contender(planted.right),
+    "wrong": planted.contender(planted.wrong_loss),
+    "cannot": planted.contender(planted.cannot),
+    "raising": planted.contender(planted.raising),
 }
 
 
@@ -64,7 +64,7 @@ def test_who_is_wrong_gets_no_time_but_the_error(registered: dict[str, Contender
 
 
 def test_who_becomes_wrong_while_timed_gets_no_time(registered: dict[str, Contender]) -> None:
-    registered["later"] = planted.contender("later", planted.wrong_later(5))
+    registered["later"] = planted.contender(planted.wrong_later(5))
     found, _ = measured(Cpu(), None, ["right", "later"], CASES[:1])
     got = found.of(CASES[0])
     assert got["later"].error.startswith("the loss is") and got["later"].seconds == {}
@@ -84,7 +84,7 @@ def test_a_run_that_was_cut_off_is_gone_on_with(registered: dict[str, Contender]
     assert left == CASES and found.measurements == []
     measured(Rehearsal(), path, ["right", "wrong"], CASES[:1])
     before = results.load(path).of(CASES[0])
-    registered["right"] = planted.contender("right", planted.raising)  # a second measurement would show
+    registered["right"] = planted.contender(planted.raising)  # a second measurement would show
     found, left = measured(Rehearsal(), path, ["right", "wrong"])
     assert left == []
     assert results.load(path).of(CASES[0]) == before
@@ -144,7 +144,7 @@ def test_who_takes_the_device_along_is_left_out_the_next_time(registered: dict[s
 
         return function
 
-    registered["breaking"] = planted.contender("breaking", breaking)
+    registered["breaking"] = planted.contender(breaking)
     with pytest.raises(suite.Lost, match="breaking at cross_entropy step"):
         measured(machine, path, ["breaking", "right"], CASES[:1])
     machine.broken = False
