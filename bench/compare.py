@@ -193,7 +193,8 @@ def report(
     ]
     for name, results in (("A", a), ("B", b)):
         text += [f"Doubtful in {name}: {doubt}." for doubt in (() if paired else doubts(results))]
-    shown = [change for change in changes if full or change.verdict not in UNCHANGED]
+    gone = [change for change in changes if change.verdict == "missing" and not change.own]  # peers': counted below
+    shown = [change for change in changes if change not in gone and (full or change.verdict not in UNCHANGED)]
     if shown:
         text += ["", table(shown)]
     text.append("")
@@ -213,20 +214,15 @@ def report(
 
 
 def table(changes: list[Change]) -> str:
-    """A line each; but one for a contender of which all is missing for one reason."""
     from tabulate import tabulate
 
-    rows, said = [], set()
+    rows = []
     for change in changes:
-        if change.verdict == "missing" and change.note and not change.own:
-            if change.contender in said:
-                continue
-            said.add(change.contender)
         taken = "" if change.ratio is None else f"{change.ratio:.3f}"
         if change.low is not None:
             taken += f" ({change.low:.3f} to {change.high:.3f})"
-        case = "every case" if change.contender in said else str(change.case)
-        rows.append([change.verdict, change.contender, case, change.figure, taken, change.note.replace("|", "/")])
+        note = change.note.replace("|", "/")
+        rows.append([change.verdict, change.contender, str(change.case), change.figure, taken, note])
     headers = ["", "contender", "case", "figure", "B over A", ""]
     text: str = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return text

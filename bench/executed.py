@@ -20,16 +20,10 @@ import torch
 from bench.codegen import per_value
 from emulated_cases import CASES, Case, outputs
 
-COLUMNS: tuple[str, ...] = (
-    "case",
-    "kernel",
-    "instructions a value",
-    "special",
-    "machine code",
-    "sectors a load",
-    "a store",
+HEAD = (
+    "| case | kernel | instructions a value | special | machine code | sectors a load | a store | sectors a value "
+    "| bytes from memory | to memory | bank conflicts |"
 )
-COLUMNS += ("sectors a value", "bytes from memory", "to memory", "bank conflicts")
 ROWS = "narrow_rows.narrow_rows_kernel", "narrow_rows.small_batch_kernel", "wide_row.wide_row_kernel"
 WHY = """
 Of each case the kernels that work on rows. A value is one of the matrix of logits; bytes are multiples of its bytes.
@@ -84,8 +78,8 @@ def main() -> None:
     print("Made by `python bench/executed.py`.\n")
     print(f"PTX for sm_90, but where a case says another; triton {triton.__version__}.")
     print(WHY)
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + "---|" * len(COLUMNS))
+    print(HEAD)
+    print("|" + "---|" * (HEAD.count("|") - 1))
     for name, case in CASES.items():
         for cells in rows(name, case):
             print("| " + " | ".join(cells) + " |", flush=True)

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,34 +26,8 @@ class CannotCapture(Exception):
     """A run that cannot become a graph, as one that waits for the device; with the reason."""
 
 
-class Machine(Protocol):
-    device: torch.device
-    name: str
-    graphs: bool  # whether `capture` makes what a GPU would run without its host
-    l2_bytes: int
-    memory_bytes: int
-    rehearsed: bool
-
-    def describe(self) -> dict[str, Any]:
-        """Hardware, driver and clocks, as they are now."""
-
-    def synchronize(self) -> None: ...
-
-    def seconds(self, run: Run) -> float:
-        """Of one call, by the device's clock; the host's part too, where the device waits for it."""
-
-    def capture(self, run: Run) -> Run:
-        """A call that does the same work without the host. Raises CannotCapture."""
-
-    def peak_bytes(self, run: Run) -> int:
-        """The most that a call had asked for at once, beyond what was there before, its result included."""
-
-    def free(self) -> None:
-        """Gives back memory that is only kept for later."""
-
-
 class Cpu:
-    graphs = False
+    graphs = False  # whether `capture` makes what a GPU would run without its host
     rehearsed = False
 
     def __init__(self) -> None:
@@ -63,6 +37,7 @@ class Cpu:
         self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def describe(self) -> dict[str, Any]:
+        """Hardware, driver and clocks, as they are now."""
         return {
             "cpu": cpu_model(),
             "threads": torch.get_num_threads(),
@@ -74,15 +49,18 @@ class Cpu:
         pass
 
     def seconds(self, run: Run) -> float:
+        """Of one call, by the device's clock; the host's part too, where the device waits for it."""
         now = clock()
         start = now()
         run()
         return now() - start
 
     def capture(self, run: Run) -> Run:
+        """A call that does the same work without the host. Raises CannotCapture."""
         raise CannotCapture("there are no graphs on a CPU")
 
     def peak_bytes(self, run: Run) -> int:
+        """The most that a call had asked for at once, beyond what was there before, its result included."""
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -96,7 +74,7 @@ class Cpu:
         return most
 
     def free(self) -> None:
-        pass
+        """Gives back memory that is only kept for later."""
 
 
 def clock() -> Callable[[], float]:
@@ -212,6 +190,9 @@ def theoretical_gb_per_s(properties: Any) -> int | str:
     return round(2 * clock * 1e3 * width / 8 / 1e9) if clock and width else "unknown"
 
 
+Machine = Cpu | Cuda
+
+
 def here() -> Machine:
     """The GPU, if there is one."""
     return Cuda() if torch.cuda.is_available() else Cpu()
@@ -241,18 +222,10 @@ CLOCKS = {
 
 def nvidia_smi() -> dict[str, str]:
     """Driver, clocks, power and temperature as nvidia-smi reads them; nothing where there is none."""
-    together = ask_nvidia_smi(*CLOCKS.values())
-    if together:
-        return dict(zip(CLOCKS, together, strict=True))
-    alone = {name: ask_nvidia_smi(field) for name, field in CLOCKS.items()}  # one that it does not know spoils the rest
-    return {name: found[0] if found else "not known" for name, found in alone.items()} if any(alone.values()) else {}
-
-
-def ask_nvidia_smi(*fields: str) -> list[str]:
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS.values())}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    line = done.stdout.splitlines()[torch.cuda.current_device() if torch.cuda.is_available() else 0]
-    return [value.strip() for value in line.split(",")]
+        return {}
+    line = done.stdout.splitlines()[torch.cuda.current_device()]
+    return dict(zip(CLOCKS, (value.strip() for value in line.split(",")), strict=True))

@@ -129,7 +129,6 @@ def checkout(given: str, stack: ExitStack) -> Path:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")
-        (folder / "COMMIT").write_text(given)
     if not (folder / "kernels/softxent").is_dir():
         raise BadInput(f"{folder} is no checkout: it has no kernels/softxent")
     return folder

@@ -9,7 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
-CASES = ["--only=^cross_entropy .* mean$", "--widths=10,100,1000,32000,50257,128256,262144"]
+CASES = ["--only=cross_entropy mean", "--widths=10,100,1000,32000,50257,128256,262144"]
 
 if __name__ == "__main__":
     folder, *options = sys.argv[1:] or ["--help"]

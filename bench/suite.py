@@ -42,7 +42,6 @@ def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callab
         if (old.device, was) == (device, {key: now[key] for key in was}):
             say(f"going on with {path}: {len(old.measurements)} figures are there")
             found = old
-            found.environment["gone_on_with"] = [*found.environment.get("gone_on_with", []), now["before"]]
         else:
             say(f"{path} is of another device or code ({old.device}, {old.environment.get('commit')}): begun anew")
     for name in names:

@@ -8,16 +8,16 @@
     softxent, in place          the same with inplace=True
 
 Torch's own memory events, above what was there when the step began, in multiples of the logits in the model's dtype.
-The outputs, with the logits, are held until the step ends, as in `outputs = model(ids)`; --drop lets go of them before
-backward. The gradients of the weights are there before. Models are tiny and of random weights: nothing is downloaded.
+The outputs, with the logits, are held until the step ends, as in `outputs = model(ids)`; the weights' gradients were
+there before. The model is a tiny Llama of random weights: nothing is downloaded.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     root = Path(__file__).parents[1]
@@ -57,43 +57,26 @@ LOSSES: dict[str, Loss | None] = {  # None: the model's own
 }
 
 
-def models() -> dict[str, Callable[[], Any]]:
+def llama(dtype: torch.dtype) -> Any:
     import transformers
 
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    llama = transformers.LlamaConfig(vocab_size=32000, num_key_value_heads=2, **small)
-    gpt2 = transformers.GPT2Config(vocab_size=50257, n_embd=64, n_layer=2, n_head=2)
-    return {
-        "llama": lambda: transformers.LlamaForCausalLM(llama),
-        "gpt2": lambda: transformers.GPT2LMHeadModel(gpt2),
-    }
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).to(dtype).train()
 
 
-@contextmanager
-def in_place_of_torchs(loss: Callable[..., Tensor]) -> Iterator[None]:
-    torchs = F.cross_entropy
-    F.cross_entropy = loss
-    try:
-        yield
-    finally:
-        F.cross_entropy = torchs
-
-
-def step(model: Any, ids: Tensor, loss_of: Loss | None, drop: bool) -> Tensor:
+def step(model: Any, ids: Tensor, loss_of: Loss | None) -> Tensor:
     """The loss, detached, of one step without an optimizer's."""
-    if loss_of is None:
-        outputs = model(ids, labels=ids)
-        loss = outputs.loss
-    else:
-        outputs = model(ids)
-        loss = loss_of(outputs.logits, ids)
-    if drop:
-        del outputs
+    outputs = model(ids, labels=ids) if loss_of is None else model(ids)
+    loss = outputs.loss if loss_of is None else loss_of(outputs.logits, ids)
     loss.backward()
     return loss.detach()  # type: ignore[no-any-return]
 
 
-def peaks(model: Any, drop: bool) -> dict[str, tuple[float, float]]:
+def peaks(model: Any) -> dict[str, str]:
     """Of each way to the loss: the peak in logits, and the loss."""
     vocabulary, dtype = model.config.vocab_size, model.dtype
     ids = torch.randint(vocabulary, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
@@ -101,33 +84,21 @@ def peaks(model: Any, drop: bool) -> dict[str, tuple[float, float]]:
     found = {}
     for name, loss_of in LOSSES.items():
         patched = fused_softmax_xent if "place within" in name else F.cross_entropy
-        with in_place_of_torchs(patched):
-            loss = step(model, ids, loss_of, drop)  # the gradients are there
-            found[name] = peak_bytes(lambda: step(model, ids, loss_of, drop)) / logits, loss.item()  # noqa: B023
+        with patch.object(F, "cross_entropy", patched):
+            loss = step(model, ids, loss_of)  # the gradients are there
+            found[name] = f"{peak_bytes(partial(step, model, ids, loss_of)) / logits:.2f} ({loss.item():.4f})"
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", default="llama,gpt2")
-    parser.add_argument("--dtypes", default="bfloat16,float32")
-    parser.add_argument("--drop", action="store_true", help="let go of the model's outputs before backward")
-    arguments = parser.parse_args()
     import transformers
 
     print(f"{cpu_model()}, torch {torch.__version__}, Transformers {transformers.__version__}")
-    for name in arguments.models.split(","):
-        dtypes = arguments.dtypes.split(",")
-        columns = []
-        for dtype in dtypes:
-            torch.manual_seed(0)
-            columns.append(peaks(models()[name]().to(getattr(torch, dtype)).train(), arguments.drop))
-        held = "let go of before backward" if arguments.drop else "held meanwhile"
-        print(f"\n{name}, {BATCH} x {TOKENS} tokens, outputs {held}: peak in logits, and the loss\n")
-        print("| | " + " | ".join(dtypes) + " |\n|---|" + "---:|" * len(dtypes))
-        for way in LOSSES:
-            cells = [f"{column[way][0]:.2f} ({column[way][1]:.4f})" for column in columns]
-            print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
+    columns = [peaks(llama(dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    print(f"\n{BATCH} x {TOKENS} tokens: peak in logits, and the loss\n")
+    print("| | bfloat16 | float32 |\n|---|---:|---:|")
+    for way in LOSSES:
+        print(f"| {way} | {columns[0][way]} | {columns[1][way]} |")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,12 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, said in (
         (["cpu", "--contenders", "eager,vapour"], "unknown contender 'vapour'; there are softxent, "),
-        (["cpu", "--widths", "10,many"], "unknown width 'many'"),
-        (["cpu", "--widths", "0"], "unknown width '0'"),
+        (["cpu", "--widths", "10,many"], "argument --widths: invalid widths value: '10,many'"),
+        (["cpu", "--widths", "0"], "argument --widths: invalid widths value: '0'"),
         (["cpu", "--dtypes", "int8"], "unknown dtype 'int8'"),
-        (["cpu", "--only", "("], "'(' is no regular expression: missing )"),
         (["cpu", "--only", "vapour"], "no case has 'vapour' in its name; one is cross_entropy step "),
-        (["cpu", "--seconds", "-1"], "'-1' is not a positive number"),
-        (["cpu", "--runs", "0"], "'0' is not a number from 1 on"),
+        (["cpu", "--seconds", "-1"], "argument --seconds: invalid positive float value: '-1'"),
+        (["cpu", "--runs", "0"], "argument --runs: invalid positive int value: '0'"),
         (["cpu", "--out", tmp_path / "file"], "file cannot be written"),
         (["compare", other, other], "has schema 99; this suite reads schema 3"),
         (["compare", tmp_path / "none.json", other], "none.json: No such file"),

@@ -1,5 +1,6 @@
 """What the command for a GPU machine does with its processes: in time, gone on with, and what hangs is ended."""
 
+import runpy
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import gpu, suite
+from bench import command, gpu, quick, suite
 from bench.command import main
 from bench.machine import Rehearsal
 
@@ -73,3 +74,16 @@ def test_a_case_that_never_ends_ends_with_the_process(
     said = capsys.readouterr().out
     assert "time is up, and this has not ended: cross_entropy step 410 x 10 float32 mean\n" in said
     assert "0 cases measured" in said
+
+
+def test_quick_is_the_suite_with_the_cases_that_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = command.parser().parse_args(["gpu", "--out", "folder", *quick.CASES])
+    cases = command.cases_of(given, on_cpu=False)
+    assert {(case.op, case.kind) for case in cases} == {("cross_entropy", "mean")}
+    assert len(cases) == (7 + 2) * 2 * 2, "widths and small shapes, dtypes, step and forward"
+    called: list[list[str]] = []
+    monkeypatch.setattr("runpy.run_module", lambda name, run_name: called.append([name, *sys.argv[1:]]))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["quick.py", "folder", "--rehearse"])
+    runpy.run_path(str(ROOT / "bench/quick.py"), run_name="__main__")
+    assert called == [["bench", "gpu", "--out=folder", "--minutes=4", *quick.CASES, "--rehearse"]]
