@@ -13,4 +13,5 @@ for folder in ("tests", "kernels"):
 from bench.command import main  # noqa: E402
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.exit(main())

@@ -272,13 +272,15 @@ def faults(row: dict[str, Any]) -> str:
     return ", ".join(name for name, is_so in found.items() if is_so)
 
 
-COLUMNS: tuple[str, ...] = ("kernel", "dtype", "n_cols", "options", "tile", "threads", "registers", "warps", "shared")
-COLUMNS += ("spilled", "loads", "stores", "instructions", "slowest pipe")
+HEAD = (
+    "| kernel | dtype | n_cols | options | tile | threads | registers | warps | shared | spilled | loads | stores "
+    "| instructions | slowest pipe |"
+)
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + "---|" * len(COLUMNS)
+    yield HEAD
+    yield "|" + "---|" * (HEAD.count("|") - 1)
     for row in rows:
         constants = row["constants"]
         sizes = "ROWS", "SPAN", "UNROLL", "GRANULE", "HELD", "BLOCK_M", "BLOCK_N", "BLOCK"
@@ -310,13 +312,8 @@ def named_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def measured(target: str, some: bool, only_faults: bool) -> list[dict[str, Any]]:
-    """In a process of its own. What is found in the course of hours is said at once."""
-    rows = []
-    for row in measure(target, some, not only_faults):
-        rows.append(row)
-        if only_faults and faults(row):
-            print(target, *named_faults([row]), file=sys.stderr, flush=True)
-    return rows
+    """In a process of its own."""
+    return list(measure(target, some, not only_faults))
 
 
 def main() -> None:

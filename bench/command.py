@@ -143,10 +143,6 @@ def widths(text: str) -> list[float]:
     return [positive(int)(part) for part in text.split(",")]
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def cases_of(given: argparse.Namespace, on_cpu: bool) -> list[Case]:
     """What was asked for; on a CPU, with fewer widths unless told."""
     size = given.size or (1 / 64 if getattr(given, "rehearse", False) else 16 if on_cpu else 1024)
@@ -177,7 +173,7 @@ def on_cpu(given: argparse.Namespace) -> int:
     files = [folder / f"run-{i + 1}.json" for i in range(given.runs or 5)]
     cases_of(given, on_cpu=True)
     for i, file in enumerate(files):
-        say(f"run {i + 1} of {len(files)}: {file}")
+        print(f"run {i + 1} of {len(files)}: {file}")
         part = ["part", str(i), "--out", str(file), *options_of(given)]
         status = subprocess.run([sys.executable, "-m", "bench", *part], cwd=HERE.parent).returncode
         if status:
@@ -195,7 +191,7 @@ def on_gpu(given: argparse.Namespace) -> int:
 
     machine = gpu.machine_for(given)
     given.out = writable(given.out or RUNS / slug(machine.name))
-    status = gpu.run(given, machine, cases_of(given, on_cpu=False), options_of(given), say)
+    status = gpu.run(given, machine, cases_of(given, on_cpu=False), options_of(given))
     return finished(given, given.out, machine) or status
 
 
@@ -204,7 +200,7 @@ def finished(given: argparse.Namespace, folder: Path, machine: Machine) -> int:
     published = RESULTS / slug(machine.name)
     if given.publish:
         for file in sorted(file for pattern in PUBLISHED for file in folder.glob(pattern)):
-            say(f"{'replaced' if (published / file.name).exists() else 'new'}: {published / file.name}")
+            print(f"{'replaced' if (published / file.name).exists() else 'new'}: {published / file.name}")
             published.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, published / file.name)
     return status
@@ -219,7 +215,7 @@ def show(file: Path) -> int:
     page = file.with_name("table.md")
     page.write_text(table(found))
     for path in (page, *pictures(found, file.parent)):
-        say(f"wrote {path}")
+        print(f"wrote {path}")
     return 0
 
 
@@ -228,13 +224,14 @@ def a_part(given: argparse.Namespace) -> int:
 
     if given.of:
         for taken in gpu.first_calls(given, cases_of(given, on_cpu=False)):
-            say(gpu.MARK + json.dumps(taken))
+            print(gpu.MARK + json.dumps(taken))
         return 0
     settle(given.threads, given.number)
     machine = Cpu()
-    quiet = (lambda _: None) if given.number else say
-    found = suite.begin(machine, given.out, given.contenders or contenders.REGISTRY, quiet)
-    suite.run(cases_of(given, on_cpu=True), machine, found, given.out, given.seconds or 0.3, say)
+    found = suite.begin(machine, given.out, given.contenders or contenders.REGISTRY)
+    if not given.number:
+        suite.introduce(found)
+    suite.run(cases_of(given, on_cpu=True), machine, found, given.out, given.seconds or 0.3)
     return 0
 
 
@@ -251,7 +248,7 @@ def compared(given: argparse.Namespace) -> int:
                 given.size, given.widths = given.size or 4, given.widths or (10, 1000, 32000)
             cases = cases_of(given, on_cpu)
             names = given.contenders or ["softxent"]
-            before, after = side_by_side(a, b, cases, names, given.runs or 6, given.threads, say)
+            before, after = side_by_side(a, b, cases, names, given.runs or 6, given.threads)
         for text, found in ((given.before, before), (given.after, after)):
             found.environment["commit"] = found.environment["commit"] or text
     else:
@@ -259,7 +256,7 @@ def compared(given: argparse.Namespace) -> int:
         if not given.anyway:
             check_comparable(before, after)
     changes = compare(before, after, given.tolerance / 100, given.paired)
-    say(report(changes, before, after, given.tolerance / 100, given.paired, given.full))
+    print(report(changes, before, after, given.tolerance / 100, given.paired, given.full))
     return int(regressed(changes))
 
 

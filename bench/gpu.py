@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,23 +40,22 @@ EACH = 10 << 30  # bytes of the device's memory that a process may need
 MARK = "first: "  # before what a process found
 ROOT = Path(__file__).parents[1]
 
-Say = Callable[[str], None]
 
-
-def run(given: argparse.Namespace, machine: Machine, cases: list[Case], options: Sequence[str], say: Say) -> int:
+def run(given: argparse.Namespace, machine: Machine, cases: list[Case], options: Sequence[str]) -> int:
     start = time.monotonic()
     deadline = start + 60 * given.minutes - min(RESERVE, 6 * given.minutes)
     path = given.out / "results.json"
-    found = suite.begin(machine, path, given.contenders or contenders.REGISTRY, say)
+    found = suite.begin(machine, path, given.contenders or contenders.REGISTRY)
+    suite.introduce(found)
     cached_in_one_place(found.environment.setdefault("cache", secrets.token_hex(6)))
     first = found.environment.setdefault("first_calls", {})
     if len(found.cases()) < len(cases) and not first:
         first |= all_first_calls(machine, options, start + (deadline - start) * FIRST)
-        say(f"{len(first)} first calls after {time.monotonic() - start:.0f} s; measuring")
+        print(f"{len(first)} first calls after {time.monotonic() - start:.0f} s; measuring")
     results.save(found, path)
 
     def end(found: Results, left: list[Case]) -> int:
-        say("\n".join(conclusion(found, left)))
+        print(*conclusion(found, left), sep="\n")
         return 1 if any(wrong_of_ours(found)) else 3 if left else 0
 
     def unfinished(found: Results) -> list[Case]:
@@ -68,7 +67,7 @@ def run(given: argparse.Namespace, machine: Machine, cases: list[Case], options:
         try:
             kept = results.load(path)
             left = unfinished(kept)
-            say(f"time is up, and this has not ended: {left[0] if left else 'the last measurement'}")
+            print(f"time is up, and this has not ended: {left[0] if left else 'the last measurement'}")
             status = end(kept, left) or 3
         finally:
             leave(status)
@@ -77,9 +76,9 @@ def run(given: argparse.Namespace, machine: Machine, cases: list[Case], options:
     alarm.daemon = True
     alarm.start()
     try:
-        left = suite.run(cases, machine, found, path, given.seconds or 0.2, say, deadline, first)
+        left = suite.run(cases, machine, found, path, given.seconds or 0.2, deadline, first)
     except suite.Lost as error:
-        say(f"the device is lost; run the same command again, which leaves this out: {error}")
+        print(f"the device is lost; run the same command again, which leaves this out: {error}")
         left = unfinished(found)
     finally:
         alarm.cancel()
@@ -133,7 +132,7 @@ def all_first_calls(machine: Machine, options: Sequence[str], until: float) -> d
 def first_calls(given: argparse.Namespace, cases: list[Case]) -> Iterator[dict[str, float]]:
     """In a process of its own: each contender's first call at each case of its part, which compiles its kernels."""
     machine = machine_for(given)
-    found = suite.begin(machine, None, given.contenders or contenders.REGISTRY, lambda _: None)
+    found = suite.begin(machine, None, given.contenders or contenders.REGISTRY)
     available = suite.load_all(found, machine)
     for contender in available.values():  # what is imported or begun once is not compiling
         suite.first_call(Case("cross_entropy", 64, 96, "float32", "step"), contender, machine)

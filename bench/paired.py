@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
@@ -70,7 +70,7 @@ class Process:
 
 
 def side_by_side(
-    a: Path, b: Path, cases: Sequence[Case], names: Sequence[str], runs: int, threads: int, say: Callable[[str], None]
+    a: Path, b: Path, cases: Sequence[Case], names: Sequence[str], runs: int, threads: int
 ) -> tuple[Results, Results]:
     """Both, with run i of one beside run i of the other."""
     both: list[Results] = []
@@ -85,7 +85,7 @@ def side_by_side(
             for case in cases:
                 for name in names:
                     one_run(processes, both, case, name, run)
-        say(f"run {run + 1} of {runs}: {', '.join(told(both))}")
+        print(f"run {run + 1} of {runs}: {', '.join(told(both))}")
     return both[0], both[1]
 
 

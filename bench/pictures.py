@@ -10,7 +10,6 @@ bytes, and of memory the results that a call must return. The colours are those 
 with any colour vision can tell apart; the shapes of the points say it once more.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,12 +40,12 @@ class Picture(NamedTuple):
     log: bool = False
 
 
-def pictures(results: Results, folder: Path, say: Callable[[str], None] = print) -> list[Path]:
+def pictures(results: Results, folder: Path) -> list[Path]:
     """Draws what there is to draw; the files that were written."""
     try:
         import matplotlib
     except ImportError:
-        say("no pictures: matplotlib is not installed")
+        print("no pictures: matplotlib is not installed")
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -56,17 +55,8 @@ def pictures(results: Results, folder: Path, say: Callable[[str], None] = print)
                 figure = draw(results, op, picture)
                 if figure is not None:
                     paths.append(folder / f"{picture.name}-{op.replace('_', '-')}.png")
-                    save(figure, paths[-1])
+                    figure.savefig(paths[-1], dpi=100)
     return paths
-
-
-def save(figure: Any, path: Path) -> None:
-    """With a palette, a picture of lines is a third of the size."""
-    from PIL import Image  # matplotlib needs it too
-
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100, format="png")
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 Panels = dict[tuple[str, str], list[Case]]

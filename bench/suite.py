@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ DOES_NOT = "does not do it"  # an option that a contender has not, which is no m
 TIMED = 0.5  # of a case's share of the time that is left; the rest is for its inputs, and for being right
 
 
-def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callable[[str], None]) -> Results:
+def begin(machine: Machine, path: Path | None, names: Iterable[str]) -> Results:
     """Results to fill: those of an earlier run of the same code on the same device, or new ones."""
     device = machine.name
     now = environment(machine)
@@ -40,10 +40,10 @@ def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callab
         old = results.load(path)
         was = {key: old.environment.get(key) for key in ("sources", "torch", "triton")}
         if (old.device, was) == (device, {key: now[key] for key in was}):
-            say(f"going on with {path}: {len(old.measurements)} figures are there")
+            print(f"going on with {path}: {len(old.measurements)} figures are there")
             found = old
         else:
-            say(f"{path} is of another device or code ({old.device}, {old.environment.get('commit')}): begun anew")
+            print(f"{path} is of another device or code ({old.device}, {old.environment.get('commit')}): begun anew")
     for name in names:
         try:
             one = contenders.load(name, machine.device.type)
@@ -51,9 +51,12 @@ def begin(machine: Machine, path: Path | None, names: Iterable[str], say: Callab
             found.contenders[name] = {"version": one.version} | overwrites
         except Unavailable as error:
             found.contenders[name] = {"unavailable": str(error)}
-    for name, entry in found.contenders.items():
-        say(f"{name:20s} {entry.get('version') or entry['unavailable']}")
     return found
+
+
+def introduce(found: Results) -> None:
+    for name, entry in found.contenders.items():
+        print(f"{name:20s} {entry.get('version') or entry['unavailable']}")
 
 
 def run(
@@ -62,7 +65,6 @@ def run(
     found: Results,
     path: Path | None,
     seconds: float,
-    say: Callable[[str], None],
     deadline: float = math.inf,
     first: Mapping[str, float] | None = None,
 ) -> list[Case]:
@@ -81,7 +83,7 @@ def run(
     remaining = [case for case in cases if unmeasured(case, available, found)]
     left: list[Case] = []
     if remaining:
-        say(LEGEND[found.on_cpu])
+        print(LEGEND[found.on_cpu])
     expected = 0.0  # seconds of the next case: as the last, and one that took long is forgotten by and by
     for i, case in enumerate(remaining):
         start = time.monotonic()
@@ -93,7 +95,7 @@ def run(
             one_case(case, available, machine, found, min(seconds, share), first or {})
         finally:
             keep(found, path)
-        say(line(case, found))
+        print(line(case, found))
         expected = max(time.monotonic() - start, expected / 2)
     if machine.graphs:
         measure_ceiling(machine, found)

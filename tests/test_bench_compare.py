@@ -263,7 +263,7 @@ def side_by_side(tmp_path: Path, *versions: str, runs: int = 4) -> tuple[Results
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text(text)
     cases = [Case("cross_entropy", 64, 100, "float32", "step")]
-    return paired.side_by_side(tmp_path / "0", tmp_path / "1", cases, ["softxent"], runs, 1, lambda _: None)
+    return paired.side_by_side(tmp_path / "0", tmp_path / "1", cases, ["softxent"], runs, 1)
 
 
 def package(count: int = 0, keeps: int = 0, factor: float = 1.0) -> str:

@@ -66,12 +66,12 @@ def test_the_suite_records_the_clocks_under_load(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(suite, "CEILING_BYTES", {"cpu": 1 << 16})
     monkeypatch.setattr(contenders, "load", lambda name, device_type: planted.contender(planted.right))
     machine = Warming()
-    found = suite.begin(machine, None, ["softxent"], lambda line: None)
-    suite.run([Case("cross_entropy", 37, 11, "float32", "step")], machine, found, None, 0.01, lambda line: None)
+    found = suite.begin(machine, None, ["softxent"])
+    suite.run([Case("cross_entropy", 37, 11, "float32", "step")], machine, found, None, 0.01)
     states = [found.environment[when]["clock_mhz"] for when in ("before", "under_load", "under_load_after", "after")]
     assert states == ["1950", "1900", "1850", "1800"]
     machine.clock = 1000
-    suite.run([], machine, found, None, 0.01, lambda line: None)  # gone on with
+    suite.run([], machine, found, None, 0.01)  # gone on with
     assert "clock_mhz under load fell from 1900 to 950, by 50 %" in list(doubts(found))
 
 

@@ -90,8 +90,9 @@ def test_one_width_is_a_picture_and_nothing_measured_is_none(tmp_path: Path) -> 
     assert pictures(Results("CPU"), tmp_path) == []
 
 
-def test_without_matplotlib_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said: list[str] = []
-    assert pictures(made_results(0), tmp_path, said.append) == []
-    assert said == ["no pictures: matplotlib is not installed"]
+    assert pictures(made_results(0), tmp_path) == []
+    assert capsys.readouterr().out == "no pictures: matplotlib is not installed\n"

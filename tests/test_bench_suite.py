@@ -40,8 +40,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Contender]:
 
 
 def measured(machine: Machine, path: Path | None, names: list[str], cases: list[Case] = CASES, **options: Any) -> Any:
-    found = suite.begin(machine, path, names, lambda _: None)
-    left = suite.run(cases, machine, found, path, 0.01, lambda _: None, **options)
+    found = suite.begin(machine, path, names)
+    left = suite.run(cases, machine, found, path, 0.01, **options)
     return found, left
 
 
@@ -96,10 +96,10 @@ def test_results_of_other_code_or_another_device_are_begun_anew(
 ) -> None:
     path = tmp_path / "results.json"
     measured(Rehearsal(), path, ["right"])
-    assert suite.begin(Rehearsal(), path, ["right"], lambda _: None).measurements
-    assert not suite.begin(Cpu(), path, ["right"], lambda _: None).measurements
+    assert suite.begin(Rehearsal(), path, ["right"]).measurements
+    assert not suite.begin(Cpu(), path, ["right"]).measurements
     monkeypatch.setattr(suite, "sources", lambda checkout: "another")
-    assert not suite.begin(Rehearsal(), path, ["right"], lambda _: None).measurements
+    assert not suite.begin(Rehearsal(), path, ["right"]).measurements
 
 
 def test_a_contender_that_came_later_is_measured_with_the_others(
@@ -202,8 +202,8 @@ def test_all_ends_before_the_deadline(
         return [Measurement(case, name) for name in todo]
 
     monkeypatch.setattr(suite, "measure", measure)
-    found = suite.begin(Rehearsal(), None, ["right"], lambda _: None)
-    left = suite.run(MANY, Rehearsal(), found, None, asked, lambda _: None, deadline=100.0)
+    found = suite.begin(Rehearsal(), None, ["right"])
+    left = suite.run(MANY, Rehearsal(), found, None, asked, deadline=100.0)
     assert 50 < clock.now <= 100
     assert left == MANY[len(given) :] and (not left) == enough
     assert (given == [asked] * len(MANY)) == (asked == 0.2)
@@ -219,8 +219,8 @@ def test_a_case_that_took_long_is_forgotten(
         return [Measurement(case, name) for name in todo]
 
     monkeypatch.setattr(suite, "measure", measure)
-    found = suite.begin(Rehearsal(), None, ["right"], lambda _: None)
-    assert suite.run(MANY, Rehearsal(), found, None, 0.2, lambda _: None, deadline=100.0) == []
+    found = suite.begin(Rehearsal(), None, ["right"])
+    assert suite.run(MANY, Rehearsal(), found, None, 0.2, deadline=100.0) == []
 
 
 def test_the_sweep_has_every_width_and_about_as_many_bytes() -> None:
