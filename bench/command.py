@@ -23,10 +23,12 @@ from bench.results import BadInput, load
 
 USAGE = """
 examples:
-  python -m bench                          this machine: its GPU if there is one, else its CPU
-  python -m bench cpu --publish            and put the results where git sees them
+  python -m bench                          this machine: its GPU if there is one, else its CPU, in some seven minutes,
+                                           and the first time, when torch.compile compiles, in twelve
+  python -m bench cpu --only '' --publish  all cases, twice as long, and put the results where git sees them
   python -m bench gpu --minutes 9          a GPU; the same command goes on where it was cut off
-  python -m bench compare --run main .     is this checkout slower than that commit, or takes it more memory?
+  python -m bench compare --run main .     is this checkout slower than that commit, or takes it more memory? Each of
+                                           --runs takes half a minute to a minute
   python -m bench compare A.json B.json    the same of two results
 """
 HERE = Path(__file__).parent
@@ -60,9 +62,7 @@ def parser() -> Parser:
     what.add_argument("--contenders", type=among("contender", contenders.REGISTRY), help=_list(contenders.REGISTRY))
     what.add_argument("--widths", type=widths, help=f"columns; {_list(CPU_WIDTHS)} on a CPU, {_list(WIDTHS)} on a GPU")
     what.add_argument("--dtypes", type=among("dtype", DTYPES), default=DTYPES, help=_list(DTYPES))
-    what.add_argument(
-        "--only", default="", metavar="WORDS", help='cases with all of these in their name: "softmax step"'
-    )
+    what.add_argument("--only", metavar="WORDS", help=f"cases with these in their name; {MEAN!r}, on a GPU all of them")
     what.add_argument("--size", type=positive(float), help="of the logits, in MiB; 16 on a CPU, 1024 on a GPU")
     what.add_argument(
         "--runs", type=positive(int), help="processes: noise is what differs between them; 5, of compare 6"
@@ -143,13 +143,14 @@ def widths(text: str) -> list[float]:
     return [positive(int)(part) for part in text.split(",")]
 
 
-def cases_of(given: argparse.Namespace, on_cpu: bool) -> list[Case]:
-    """What was asked for; on a CPU, with fewer widths unless told."""
+def cases_of(given: argparse.Namespace, on_cpu: bool, words: str = "") -> list[Case]:
+    """What was asked for, or the cases with these words; on a CPU, with fewer widths unless told."""
+    words = words if given.only is None else given.only
     size = given.size or (1 / 64 if getattr(given, "rehearse", False) else 16 if on_cpu else 1024)
     cases = sweep(int(size * MIB), given.widths or (CPU_WIDTHS if on_cpu else WIDTHS), given.dtypes)
-    found = [case for case in cases if {*given.only.split()} <= {*str(case).split()}]
+    found = [case for case in cases if {*words.split()} <= {*str(case).split()}]
     if not found:
-        raise BadInput(f"no case has {given.only!r} in its name; one is {next(sweep(MIB))}")
+        raise BadInput(f"no case has {words!r} in its name; one is {next(sweep(MIB))}")
     return found
 
 
@@ -158,7 +159,7 @@ def options_of(given: argparse.Namespace) -> list[str]:
     lists = {"contenders": given.contenders, "widths": given.widths, "dtypes": given.dtypes}
     values = {name: _list(value) for name, value in lists.items() if value}
     values |= {name: getattr(given, name) for name in ("only", "size", "seconds", "threads")}
-    found = [f"--{name}={value}" for name, value in values.items() if value]
+    found = [f"--{name}={value}" for name, value in values.items() if value is not None]
     return found + (["--rehearse"] if getattr(given, "rehearse", False) else [])
 
 
@@ -171,7 +172,7 @@ def on_cpu(given: argparse.Namespace) -> int:
     machine = Cpu()
     folder = writable(given.out or RUNS / slug(machine.name))
     files = [folder / f"run-{i + 1}.json" for i in range(given.runs or 5)]
-    cases_of(given, on_cpu=True)
+    cases_of(given, on_cpu=True, words=MEAN)
     for i, file in enumerate(files):
         print(f"run {i + 1} of {len(files)}: {file}")
         part = ["part", str(i), "--out", str(file), *options_of(given)]
@@ -231,7 +232,7 @@ def a_part(given: argparse.Namespace) -> int:
     found = suite.begin(machine, given.out, given.contenders or contenders.REGISTRY)
     if not given.number:
         suite.introduce(found)
-    suite.run(cases_of(given, on_cpu=True), machine, found, given.out, given.seconds or 0.3)
+    suite.run(cases_of(given, on_cpu=True, words=MEAN), machine, found, given.out, given.seconds or 0.3)
     return 0
 
 
@@ -243,10 +244,9 @@ def compared(given: argparse.Namespace) -> int:
         with ExitStack() as stack:
             a, b = (checkout(text, stack) for text in (given.before, given.after))
             on_cpu = here().device.type == "cpu"
-            given.only = given.only or MEAN
             if on_cpu:  # or it would take an hour
                 given.size, given.widths = given.size or 4, given.widths or (10, 1000, 32000)
-            cases = cases_of(given, on_cpu)
+            cases = cases_of(given, on_cpu, MEAN)
             names = given.contenders or ["softxent"]
             before, after = side_by_side(a, b, cases, names, given.runs or 6, given.threads)
         for text, found in ((given.before, before), (given.after, after)):
