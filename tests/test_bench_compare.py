@@ -62,6 +62,7 @@ def test_it_is_found_in_one_case_among_others() -> None:
         changes = compare(made_results(i), slowed(made_results(i + 1000), 1.3, "softxent", case))
         found = verdicts(changes)
         assert found.pop(case) == "slower" and "slower" not in found.values()
+        assert regressed(changes)
 
 
 def test_side_by_side_takes_the_differences_of_a_run() -> None:
