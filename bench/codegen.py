@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -203,7 +204,10 @@ def slowest_pipe(row: dict[str, Any]) -> tuple[str, float] | None:
     """Of a Hopper, and its time in that of the bytes; None where instructions were not counted."""
     if row["target"] != "cuda:90" or not row.get("per_value"):
         return None
-    soft, dtarget, writes = "op=probabilities" in row["options"], "dtarget" in row["options"], row["stores"] > 2
+    of_shard = row["kernel"].startswith("shard_row")
+    soft = "op=probabilities" in row["options"] or (of_shard and "target=" in row["options"])
+    dtarget = "dtarget" in row["options"] or (of_shard and soft)
+    writes = row["kernel"] == "shard_row.gradient_kernel" if of_shard else row["stores"] > 2
     values = 1 + soft + writes * (1 + dtarget)
     return slowest(row["per_value"], row["itemsize"] * values + 12 / row["n_cols"])  # a class read, a loss written
 
@@ -340,15 +344,16 @@ def main() -> None:
     print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
     page = "What the tests compile" if arguments.some else "Every choice"
     print(f"{page}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        of_targets = pool.imap(partial(measured, some=arguments.some, only_faults=arguments.faults), arguments.targets)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        of_targets = pool.map(partial(measured, some=arguments.some, only_faults=arguments.faults), arguments.targets)
         for target, rows in zip(arguments.targets, of_targets, strict=True):
             print(f"\n## {target}\n")
             lines = [*(named_faults(rows) if arguments.faults else table(rows))]
+            n_named = len(lines)
             if missed := [*misses(rows)]:
                 lines += ["", "Slower than the goal, 0.8 of the bytes' time, 1 of less than 256 columns:", "", *missed]
             if arguments.faults:
-                lines.append(f"\n{len(rows)} kernels, {len(lines)} of them named here.")
+                lines.append(f"\n{len(rows)} kernels, {n_named} of them named here.")
             print(*lines, sep="\n", flush=True)
 
 

@@ -875,8 +875,11 @@ def test_a_target_out_of_range_is_nan_in_the_kernels(path: str) -> None:
     assert found.loss[3].isnan() and found.loss.isnan().sum() == 1 and found.lse[3].isnan()
     ids = torch.zeros(9, 2, dtype=torch.int64)
     ids[4, 1] = 99
-    logprobs, _ = linear_logprobs(case.x, case.w, ids=ids)
-    assert logprobs[4, 1].isnan() and logprobs.isnan().sum() == 1
+    logprobs, entropy = linear_logprobs(case.x, case.w, ids=ids)
+    dx, dw = torch.autograd.grad(logprobs.sum() + entropy.sum(), (case.x, case.w))
+    for found in (logprobs, entropy[:, None], dx):  # the whole token, and no other
+        assert found[4].isnan().all() and found.isnan().any(1).sum() == 1
+    assert dw.isnan().any()
 
 
 def test_what_logprobs_takes() -> None:

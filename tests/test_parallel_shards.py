@@ -132,6 +132,21 @@ def test_a_confident_row_keeps_its_digits(gap: int, soft: bool, path: str, devic
     torch.testing.assert_close(dlogits.cpu(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="the interpreter's")
+@pytest.mark.parametrize("path", ("kernels",), indirect=True)
+@pytest.mark.parametrize("wanted", ((), STATS), ids=("loss", "stats"))
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_nothing_is_asserted_in_debug_mode(
+    sizes: tuple[int, ...], wanted: tuple[str, ...], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There Triton asserts that no integer overflows: not even one that nobody reads."""
+    from triton.runtime import interpreter
+
+    debug = interpreter.InterpreterOptions(debug=True)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", debug)
+    compare(rows(sum(sizes), torch.float32, soft=False), Options(label_smoothing=0.1), sizes, 1e-5, wanted)
+
+
 @pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="counted in the interpreter")
 @pytest.mark.parametrize("path", ("kernels",), indirect=True)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)

@@ -119,7 +119,7 @@ def wide(row_bytes: int, itemsize: int, odd: bool, soft: bool, plain: bool, step
     """Threads, granules of each at a time, and how many times as many stay in registers.
 
     row_bytes: of logits and probabilities. odd: rows start within a granule. soft: there are probabilities. plain:
-    nothing is summed but exponentials. step: a gradient is written.
+    nothing is summed but exponentials. step: a gradient is written after a first pass.
     """
     shapes = next((shapes for most, *shapes in WIDE if row_bytes <= most), (WIDEST, WIDEST))
     warps, unroll, held = shapes[itemsize > 2]

@@ -275,7 +275,7 @@ def check_head(head: nn.Module) -> None:
 
 
 class Asked(NamedTuple):
-    """Of the chunks, as the public functions have them."""
+    """What the caller asks of the chunks: the public functions say what each is."""
 
     valid_rows: int | None
     max_logits_bytes: int | None
@@ -283,7 +283,7 @@ class Asked(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Of the classes, as the public functions have it; by default they are all here."""
+    """Where the classes are: the public functions say what each is. By default all are here."""
 
     group: Any = None
     vocab_start: int | None = None

@@ -430,16 +430,22 @@ def _logprobs(inputs: Inputs, options: Options, names: frozenset[str]) -> tuple[
     """log p_k = (z_k - m) + log p_max of each id k: exact where the model is confident of the largest."""
     logits, n_cols = inputs.logits, inputs.logits.shape[1]
     ids, ignored = _existing_ids(inputs.target, n_cols, options)
-    missing = ((inputs.target < 0) | (inputs.target >= n_cols)) & ~ignored
+    missing = _missing(inputs, ignored)
     largest = logits.argmax(1, keepdim=True)
     z, m = (map_(logits.gather(1, k), inputs, options) for k in (ids, largest))
-    rows = inputs._replace(target=largest[:, 0].masked_fill(ignored.all(1), -100))
+    rows = inputs._replace(target=largest[:, 0].masked_fill(missing, n_cols).masked_fill(ignored.all(1), -100))
     module = dispatch.implementation(logits, rows.target)
     alone = _without_loss(options)
     _, stats, _ = module.forward(rows, alone, logits.dtype, False, True, names | {"target_logprob"})
-    found = (z - m) + stats.target_logprob[:, None]
-    found = found.masked_fill_(missing, float("nan")).masked_fill_(ignored, 0)
+    found = ((z - m) + stats.target_logprob[:, None]).masked_fill_(ignored, 0)
     return found, Stats(**{name: getattr(stats, name) for name in names})
+
+
+def _missing(inputs: Inputs, ignored: Tensor) -> Tensor:
+    """Tokens of which an id does not exist: the kernels have NaN for all of such a token."""
+    ids = inputs.target
+    missing: Tensor = ((ids < 0) | (ids >= inputs.logits.shape[1])) & ~ignored
+    return missing.any(1)
 
 
 def _gradient_of_logprobs(inputs: Inputs, options: Options, given: Given) -> None:
@@ -451,7 +457,8 @@ def _gradient_of_logprobs(inputs: Inputs, options: Options, given: Given) -> Non
         g = dlogprobs.masked_fill(ignored, 0)
         dx = g * slope(logits.gather(1, ids), inputs, options)
         dstats = dstats._replace(lse=-g.sum(1))
-    rows = inputs._replace(target=ids[:, 0].masked_fill(ignored.all(1), -100))
+    one = ids[:, 0].masked_fill(_missing(inputs, ignored), logits.shape[1])
+    rows = inputs._replace(target=one.masked_fill(ignored.all(1), -100))
     module = dispatch.implementation(logits, rows.target)
     none = torch.zeros((), dtype=logits.dtype, device=logits.device).expand(len(logits))
     dz, _ = module.backward(none, dstats, rows, _without_loss(options), [None] * 3, True, True, False)

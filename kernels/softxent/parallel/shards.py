@@ -1,6 +1,6 @@
 """What one rank holds of the classes, and what it tells the others of each row: one collective a step.
 
-Of the classes of one shard but the target class y, with u_j as in triton_kernels/wide_row.py,
+Of the classes of one shard but the target class y, with u_j as in triton_kernels/formula.py,
 
     m      = max_j z_j
     rest   = sum_j exp(z_j - m)

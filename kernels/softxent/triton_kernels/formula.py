@@ -113,7 +113,8 @@ class Formula(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The class y of each row; where there is none, one of no weight behind all others."""
+    """The class y of each row; where there is none, one of no weight behind all others. Of a shard: y counted from its
+    first class, and valid only where it is here."""
 
     y: Any  # -1: none
     active: Any  # rows that count
@@ -125,7 +126,7 @@ class Target(NamedTuple):
     share: Any
 
 
-class Row(NamedTuple):
+class RowSums(NamedTuple):
     """A row's sums, with which its gradient is made."""
 
     m: Any  # of all columns, the target's too
@@ -180,7 +181,7 @@ def load_target_weight(weight_ptr, target, valid, dtype: tl.constexpr):
 
 
 @triton.jit
-def compared(batch, rows, n_rows, n_cols, strides, formula):
+def target_of(batch, rows, n_rows, n_cols, strides, formula):
     """The target of rows."""
     acc: tl.constexpr = formula.eps.dtype
     if batch.target_ptr is not None:
@@ -188,17 +189,17 @@ def compared(batch, rows, n_rows, n_cols, strides, formula):
             batch.target_ptr, batch.sample_weight_ptr, rows, n_rows, n_cols, formula.extras.ignore_index
         )
         x = tl.load(batch.logits_ptr + rows * strides.row + y.to(tl.int64) * strides.col, mask=valid, other=0.0)
-        z, slope = logit_map(x, None, formula.extras, acc)
+        z, slope = logit_map(x, formula.extras, acc)
         w = load_target_weight(batch.weight_ptr, y, valid, acc)
         target = Target(y, active, valid, z, slope, w, w, formula.even)
     else:
         active = rows_that_count(batch.sample_weight_ptr, rows, n_rows)
-        target = no_class(rows, active, formula)
+        target = no_target(rows, active, formula)
     return target
 
 
 @triton.jit
-def no_class(rows, active, formula):
+def no_target(rows, active, formula):
     acc: tl.constexpr = formula.eps.dtype
     one = tl.full((), 1.0, acc)
     zero = tl.zeros(rows.shape, acc)
@@ -252,8 +253,8 @@ def load_norm(norm_ptr, NORMS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def logit_map(x, mask, extras, dtype: tl.constexpr):
-    """z in `dtype`, and dz/dx, of loaded logits; -inf where the mask, if any, is false: softcap * tanh(-inf) is not."""
+def logit_map(x, extras, dtype: tl.constexpr):
+    """z in `dtype`, and dz/dx."""
     z = x.to(dtype)
     slope = tl.full((), 1.0, dtype)
     if extras.logit_scale is not None:
@@ -265,8 +266,6 @@ def logit_map(x, mask, extras, dtype: tl.constexpr):
         t, dt = tanh_for(z * reciprocal(softcap), x.dtype)
         z = softcap * t
         slope = slope * dt
-        if mask is not None:
-            z = tl.where(mask, z, float("-inf"))
     return z, slope
 
 
@@ -319,7 +318,7 @@ def with_target(highest, rest, total, gap, moment, target):
     over = exp(highest - m)
     moment = moment_of(over, moment + rest * risen) + moment_of(exp(target.z - m), behind(m, target.z))
     gap += raised(total, risen) + weighed_gap(m, target.z, target.w)
-    return Row(m, rest * over, total + target.w, moment), gap
+    return RowSums(m, rest * over, total + target.w, moment), gap
 
 
 @triton.jit

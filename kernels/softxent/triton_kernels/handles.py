@@ -4,7 +4,8 @@ Triton's own launch, kernel[grid](...), finds out anew for every argument what t
 of what a launch takes on the host, and where a batch is tiny the host is what a step waits for. Here the compiled
 kernel is remembered by what of its arguments Triton specialises for on CUDA, and launched as Triton's tutorial does it
 (02-fused-softmax), with its hooks. On AMD, where the size of a tensor's storage counts too, launches go through Triton.
-Past are what only Triton's own launch looks at: pre-run hooks, and whether a global of the kernel has changed.
+Past are what only Triton's own launch looks at: pre-run and inspection hooks, settings of its sanitizers, and whether a
+global of the kernel has changed.
 """
 
 from collections.abc import Iterable

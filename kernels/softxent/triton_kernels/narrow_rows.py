@@ -1,8 +1,7 @@
 """Rows of at most launch.NARROW columns, some in one program: loss, stats and gradients. formula.py has the formula.
 
 A row is a tuple of spans, each a tile [ROWS, SPAN] of neighbouring columns, and in each span it belongs to the same
-threads: from one, of few classes, to a warp or more. What is computed once a row they compute as often as they are. As
-in wide_row.py the target row is `hard` at the target class, if there is one, and share * u_j at each column.
+threads: from one, of few classes, to a warp or more. What is computed once a row they compute as often as they are.
 """
 
 # mypy: disable-error-code="assignment, misc, no-redef"
@@ -13,9 +12,8 @@ import triton.language as tl
 from .arithmetic import divide, exp, exp_for, moment_of, nan_unless
 from .formula import (
     Formula,
-    Row,
+    RowSums,
     behind,
-    compared,
     gradient_of_row,
     load_factor,
     load_norm,
@@ -26,6 +24,7 @@ from .formula import (
     loss_of_row,
     smoothing,
     store_stats,
+    target_of,
     times_slope,
     weighed_gap,
 )
@@ -83,7 +82,7 @@ def step_of_rows(
     lane = tl.arange(0, SPAN)[None, :]
     eps, even = smoothing(extras, N_COLS, acc)
     formula = Formula(batch.probs_ptr, batch.weight_ptr, eps, even, extras)
-    target = compared(batch, rows, n_rows, N_COLS, strides, formula)
+    target = target_of(batch, rows, n_rows, N_COLS, strides, formula)
     active = target.active
 
     # logits, and their maximum
@@ -93,7 +92,7 @@ def step_of_rows(
     for k in tl.static_range(SPANS):
         at = k * SPAN + lane
         mask = active[:, None] & (at < N_COLS)
-        z_k, slope_k = logit_map(load_span(row_ptr, at, strides.col, mask, tile.WIDTH), None, extras, acc)
+        z_k, slope_k = logit_map(load_span(row_ptr, at, strides.col, mask, tile.WIDTH), extras, acc)
         z = z + (tl.where(mask, z_k, float("-inf")),)  # noqa: RUF005
         slope = slope + (slope_k,)  # noqa: RUF005
     m = z[0]
@@ -137,7 +136,7 @@ def step_of_rows(
             u = u + (u_k,)  # noqa: RUF005
             w = w + (w_k,)  # noqa: RUF005
     moment = tl.sum(moment, 1) + moment_of(exp(target.z - m), behind(m, target.z))
-    row = Row(m, tl.sum(rest, 1), tl.sum(total, 1), moment)
+    row = RowSums(m, tl.sum(rest, 1), tl.sum(total, 1), moment)
     d, log_d, loss = loss_of_row(row, tl.sum(gap, 1), target, formula)
     store_stats(outputs, rows, in_range, target, row, d, log_d, tl.sum(below, 1), tl.min(best, 1))
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from .arithmetic import exp, finite_or_zero, nan_unless, raised
 from .formula import (
     Formula,
-    Row,
+    RowSums,
     Target,
     better_of,
     gradient_of_row,
@@ -25,7 +25,7 @@ from .formula import (
     load_target,
     logit_map,
     loss_of_row,
-    no_class,
+    no_target,
     rows_that_count,
     smoothing,
     store_stats,
@@ -111,7 +111,7 @@ def sums_kernel(
         local = tl.where(here, y - classes.first, -1).to(tl.int32)
         x_ptr = batch.logits_ptr + row * strides.row + local.to(tl.int64) * strides.col
         x_y = tl.load(x_ptr, mask=here & active, other=0.0)
-        z_y, _ = logit_map(x_y, None, extras, acc)
+        z_y, _ = logit_map(x_y, extras, acc)
         store_if(out.z_y, row, tl.where(here & active, z_y, INF))
         if batch.weight_ptr is not None:  # of a row of sample weight 0, too: the mean counts it
             store_if(out.w_y, row, tl.load(batch.weight_ptr + local, mask=here, other=0.0).to(acc))
@@ -125,7 +125,10 @@ def sums_kernel(
     store_if(out.total, row, sums.total)
     store_if(out.gap, row, sums.gap)
     store_if(out.moment, row, sums.moment)
-    store_if(out.best, row, tl.where(sums.m == -INF, NOWHERE, sums.best - place.low + classes.first))
+    if out.best is not None:  # NOWHERE + classes.first would overflow, which Triton's debug mode asserts against
+        none = sums.m == -INF
+        best = tl.where(none, place.low, sums.best) - place.low + classes.first
+        tl.store(out.best + row, tl.where(none, NOWHERE, best).to(out.best.dtype.element_ty))
 
 
 @cached_launch
@@ -201,7 +204,7 @@ def combine_kernel(
         w_y += nan_unless(valid, acc)
         target = Target(y, active, valid, z_y, zero, w_y, w_y, even)
     else:
-        target = no_class(rows, rows_that_count(batch.sample_weight_ptr, rows, n_rows), formula)
+        target = no_target(rows, rows_that_count(batch.sample_weight_ptr, rows, n_rows), formula)
     row, gap = with_target(highest, rest, total, gap, moment, target)
     d, log_d, loss = loss_of_row(row, gap, target, formula)
     store_if(outputs.loss, rows, tl.where(target.active, loss, 0.0), in_range)
@@ -231,7 +234,7 @@ def gradient_kernel(
     eps, even = smoothing(extras, classes.of_all, acc)
     formula = Formula(batch.probs_ptr, batch.weight_ptr, eps, even, extras)
     if batch.target_ptr is None:
-        target = no_class(row, rows_that_count(batch.sample_weight_ptr, row, n_rows), formula)
+        target = no_target(row, rows_that_count(batch.sample_weight_ptr, row, n_rows), formula)
     else:
         y, active, valid = load_target(
             batch.target_ptr, batch.sample_weight_ptr, row, n_rows, classes.of_all, extras.ignore_index
@@ -239,10 +242,11 @@ def gradient_kernel(
         here = valid & (y >= classes.first) & (y < classes.first + classes.n_cols)
         local = tl.where(here, y - classes.first, -1)
         x_ptr = batch.logits_ptr + row * strides.row + local.to(tl.int64) * strides.col
-        _, slope = logit_map(tl.load(x_ptr, mask=here, other=0.0), None, extras, acc)
+        _, slope = logit_map(tl.load(x_ptr, mask=here, other=0.0), extras, acc)
         w_y = load_or(of_row.w_y, row, valid, 1.0, acc) + nan_unless(valid, acc)
+        # of the class in this shard's columns, if it is here
         target = Target(local, active, here, tl.load(of_row.z_y + row), slope, w_y, w_y, even)
-    sums = Row(
+    sums = RowSums(
         tl.load(of_row.m + row),
         tl.load(of_row.rest + row),
         load_or(of_row.total, row, target.active, 0.0, acc),
@@ -250,5 +254,6 @@ def gradient_kernel(
     )
     r = load_factor(cotangents, strides.dloss, None, None, row, target.active, 0, acc)
     factors = gradient_of_row(r, sums, target, formula, cotangents, row)
+    # nothing is held: launch.wide has HELD 0 where no first pass is made
     tl.debug_barrier()  # the gradient may go over the logits, of which another warp may still want the target's
     write_row(batch, place, (), target, factors, strides, formula, cotangents.entropy is not None, tile)

@@ -1,9 +1,11 @@
 """Rows of more than launch.NARROW columns, one a program: loss, stats and gradients. formula.py has the formula.
 
-    1  sum_row      Each thread goes through its columns, with a running maximum and sums that move with it (Milakov and
-                    Gimelshein, 2018, "Online normalizer calculation for softmax").
-    2  with_target  The threads' sums become the row's: its loss, its stats, and the factors of its gradients.
-    3  write_row    Each thread goes through its columns again and writes the gradients. Forward alone ends before.
+    1  sum_row          Each thread goes through its columns, with a running maximum and sums that move with it (Milakov
+                        and Gimelshein, 2018, "Online normalizer calculation for softmax"). Then they become the row's.
+    2  with_target      The target's own term joins them,
+       loss_of_row      of which the loss is made,
+       gradient_of_row  and the factors of the gradients.
+    3  write_row        Each thread goes through its columns again and writes the gradients. Forward alone ends before.
 
 A chunk is UNROLL granules of 16 bytes a thread. The row's first HELD chunks stay in registers from 1 to 3, the others
 are read again: from the cache, as long as the rows in flight fit there.
@@ -23,7 +25,6 @@ from .arithmetic import exp, exp_for, finite_or_zero, moment_of, raised
 from .formula import (
     Formula,
     better_of,
-    compared,
     gradient_of_row,
     load_factor,
     load_sample_weight,
@@ -31,6 +32,7 @@ from .formula import (
     loss_of_row,
     smoothing,
     store_stats,
+    target_of,
     times_slope,
     weighed_gap,
     with_target,
@@ -69,7 +71,7 @@ class Sums(NamedTuple):
 
 @triton.jit
 def place_of(batch, row, n_cols, strides, tile: tl.constexpr):
-    """A shard of the classes may have fewer columns than a granule, or none."""
+    """Where a row lies. A shard of the classes may have fewer columns than a granule, or none."""
     GRANULE: tl.constexpr = tile.GRANULE
     low, first = 0, 0
     if tile.ODD:
@@ -186,7 +188,7 @@ def add_chunk(
     """The threads' sums and those of a chunk, relative to the maximum of both: of [low, high) but the target class."""
     U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
     m, rest, below, total, gap, moment, best = sums
-    z, _ = logit_map(x, None, formula.extras, m.dtype)
+    z, _ = logit_map(x, formula.extras, m.dtype)
     u = z
     if U:
         u = coefficients(t.to(m.dtype), place, at, low, high, formula, formula.probs_ptr is not None)
@@ -280,7 +282,7 @@ def write_chunk(
     """The gradients at columns in [low, high), as if none of them were the target class."""
     U: tl.constexpr = formula.probs_ptr is not None or formula.extras.label_smoothing is not None
     m = factors.m
-    z, slope = logit_map(x, None, formula.extras, m.dtype)
+    z, slope = logit_map(x, formula.extras, m.dtype)
     if batch.dlogits_ptr is not None:
         e = exp_for(z - m, x.dtype)
         dz = factors.scale * e
@@ -300,9 +302,9 @@ def write_chunk(
 
 
 @triton.jit
-def write_row(
-    batch, place, held, target, factors, strides, formula, BEND: tl.constexpr, tile: tl.constexpr
-):  # BEND: whether the gradient has a part of the entropy
+def write_row(batch, place, held, target, factors, strides, formula, BEND: tl.constexpr, tile: tl.constexpr):
+    """The gradients of a row. BEND: whether they have a part of the entropy's. The ends are loaded again: they cost
+    registers to hold, and lie in the cache."""
     HELD: tl.constexpr = tile.HELD
     CHUNK: tl.constexpr = tile.THREADS * tile.UNROLL * tile.GRANULE
     ODD: tl.constexpr = tile.ODD
@@ -353,7 +355,7 @@ def wide_row_kernel(
     place = place_of(batch, row, n_cols, strides, tile)
     eps, even = smoothing(extras, n_cols, acc)
     formula = Formula(batch.probs_ptr, batch.weight_ptr, eps, even, extras)
-    target = compared(batch, row, n_rows, n_cols, strides, formula)
+    target = target_of(batch, row, n_rows, n_cols, strides, formula)
 
     held, sums = sum_row(place, target.active, target.y, strides, formula, EVICT, MOMENT, BEST, tile)
     rest = sums.rest
