@@ -16,7 +16,10 @@ round. An upper bound, since a chunk without an end or the target skips some. be
 import argparse
 import json
 import multiprocessing
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -320,6 +323,17 @@ def measured(target: str, some: bool, only_faults: bool) -> list[dict[str, Any]]
     return list(measure(target, some, not only_faults))
 
 
+def end_with(parent: int) -> None:
+    """This process ends when the one that started it does, however that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     import triton
 
@@ -344,7 +358,8 @@ def main() -> None:
     print(f"Made by `python bench/codegen.py {' '.join(sys.argv[1:])}`.\n")
     page = "What the tests compile" if arguments.some else "Every choice"
     print(f"{page}; triton {triton.__version__}, torch {torch.__version__.split('+')[0]}. {more}")
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
         of_targets = pool.map(partial(measured, some=arguments.some, only_faults=arguments.faults), arguments.targets)
         for target, rows in zip(arguments.targets, of_targets, strict=True):
             print(f"\n## {target}\n")
