@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.codegen import TARGETS, narrow, over_budget
+from bench.codegen import TARGETS, narrow, over_budget, slowest_pipe
 from bench.pipes import BYTES_A_CLOCK, by_pipe, slowest
 
 ROOT = Path(__file__).parents[1]
@@ -69,9 +69,13 @@ def test_the_slowest_pipe_is_the_one_that_takes_longest() -> None:
     assert counted == {"issue": 6, "fma": 1, "mufu": 2, "alu": 1, "lsu": 1}
     assert slowest({"issue": 128.0, "mufu": 32.0}, BYTES_A_CLOCK) == ("mufu", 2.0)
     row = {"target": "cuda:90", "dtype": "float32", "itemsize": 4, "n_cols": 4096, "options": "", "constants": {}}
+    row |= {"kernel": "wide_row.wide_row_kernel", "stores": 3}
     at_goal = 0.8 * (8 + 12 / 4096) / BYTES_A_CLOCK * 128
     for busy, over in ((0.99, False), (1.01, True)):
-        assert over_budget(row | {"stores": 3, "per_value": {"issue": busy * at_goal}}) is over
+        assert over_budget(row | {"per_value": {"issue": busy * at_goal}}) is over
+    row["per_value"] = {"issue": at_goal}
+    of_shard = slowest_pipe(row | {"kernel": "shard_row.sums_kernel"})
+    assert of_shard is not None and of_shard[1] > 1.9 * 0.8  # writes no gradient: half the bytes
 
 
 SCHEDULE = """
