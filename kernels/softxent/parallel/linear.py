@@ -200,7 +200,8 @@ class VocabLinear(torch.autograd.Function):
             head, inputs = _unpacked(tensors)
             with torch.autocast(there[0].device.type, enabled=False):
                 if not ctx.at_once:
-                    made = _backward(head, inputs, options, shard, how, wanted, rows, dloss, dstats)
+                    chunks = _Chunks(head, inputs, options, shard, how, wanted, rooms=1)
+                    made = _backward(chunks, options, shard, rows, dloss, dstats)
                 else:  # a second backward pass
                     made = _forward(head, inputs, options, shard, how, names, wanted, True)[3]
         if ctx.at_once:
@@ -354,17 +355,8 @@ def _room(fields: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tenso
 
 
 def _backward(
-    head: Head,
-    inputs: Inputs,
-    options: Options,
-    shard: Shard,
-    how: How,
-    wanted: Gradients,
-    rows: Row,
-    dloss: Tensor | None,
-    dstats: Stats,
+    chunks: _Chunks, options: Options, shard: Shard, rows: Row, dloss: Tensor | None, dstats: Stats
 ) -> Gradients:
-    chunks = _Chunks(head, inputs, options, shard, how, wanted, rooms=1)
     each = dloss is not None and dloss.dim() > 0
     for at, x, part in chunks:
         row = Row(*(None if y is None else y[at] for y in rows))  # type: ignore[arg-type]
