@@ -23,10 +23,9 @@ from .checks import (
 )
 from .normalizer import normalizer as sum_of_weights
 from .options import Inputs, Options, Stats, empty_stats
-from .row_loss import row_loss
+from .row_loss import NOTHING, row_loss
 from .transforms import in_transform, is_traced
 
-NO_STATS: frozenset[str] = frozenset()
 STATS = ("lse", "entropy", "target_logprob", "prediction", "correct")
 
 
@@ -322,7 +321,7 @@ def _of_rows(
             stats = stats.without(inputs.sample_weight == 0)
         return reduced(loss, inputs, options).to(loss_dtype), stats
     if traced:
-        loss, stats = compiled.row_loss(inputs, options, kernel_stats if not soft else NO_STATS)
+        loss, stats = compiled.row_loss(inputs, options, kernel_stats if not soft else NOTHING)
         if soft and wanted:
             stats = compiled.row_loss(_without_target(inputs), _without_loss(options), kernel_stats)[1]
         return loss.to(loss_dtype), stats

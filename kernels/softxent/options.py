@@ -54,6 +54,7 @@ class Stats(NamedTuple):
         return Stats(**{name: x.masked_fill(skipped, -1 * (name == "prediction")) for name, x in found.items()})
 
 
+NO_STATS = Stats()
 DIFFERENTIABLE = ("lse", "entropy", "target_logprob")
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import implementation
-from .options import DIFFERENTIABLE, Inputs, Options, Stats, empty_stats
+from .options import DIFFERENTIABLE, NO_STATS, Inputs, Options, Stats, empty_stats
 from .transforms import in_higher_order_backward
 
 NOTHING: frozenset[str] = frozenset()
@@ -39,30 +39,37 @@ def row_loss(
     wanted: frozenset[str] = NOTHING,
 ) -> tuple[Tensor, Stats]:
     """The loss in `dtype`: of each row [n_rows], 0 for an ignored one, or their sum or mean; and the stats wanted."""
-    learned = any(x is not None and x.requires_grad for x in (inputs.logits, inputs.target, inputs.logit_scale))
-    needs_grad = torch.is_grad_enabled() and learned  # inside the Function it cannot be known
-    out = RowLoss.apply(*inputs, (options, dtype, needs_grad, inplace, wanted))
-    return (out[0], Stats(*out[1:])) if wanted else (out, Stats())
+    learned = inputs.logits, inputs.target, inputs.logit_scale
+    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)):
+        return _forward(implementation(*learned[:2]), inputs, options, dtype, False, False, wanted)[:2]
+    out = RowLoss.apply(*learned, (inputs, options, dtype, inplace, wanted))
+    return (out[0], Stats(*out[1:])) if wanted else (out, NO_STATS)
+
+
+def _forward(
+    module: Any, inputs: Inputs, options: Options, dtype: torch.dtype, *how: Any
+) -> tuple[Tensor, Stats, list[Any]]:
+    """how: needs_grad, inplace, wanted."""
+    if inputs.target.numel() == 0:
+        return loss_of_nothing(inputs, options).to(dtype), empty_stats(how[2], inputs.logits), []
+    found: tuple[Tensor, Stats, list[Any]] = module.forward(inputs, options, dtype, *how)
+    return found
 
 
 class RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        inputs = Inputs(*arguments[:6])
-        options, dtype, needs_grad, inplace, wanted = arguments[6]
+        inputs, options, dtype, inplace, wanted = arguments[3]
+        inputs = inputs._replace(logits=arguments[0], target=arguments[1], logit_scale=arguments[2])
         logits = inputs.logits
-        ctx.module = module = implementation(logits, inputs.target)
-        if inputs.target.numel() == 0:
-            loss, stats, kept = loss_of_nothing(inputs, options).to(dtype), empty_stats(wanted, logits), []
-        else:
-            loss, stats, kept = module.forward(inputs, options, dtype, needs_grad, inplace, wanted)
-        if needs_grad:
-            written = inplace and inputs.target.numel() > 0 and kept[0] is not None
-            if written:
-                torch.autograd.graph.increment_version(logits)
-                ctx.version = logits._version
-            ctx.save_for_backward(None if written else logits, *inputs[1:], *options.tensors)
-            ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
+        ctx.module = implementation(logits, inputs.target)
+        loss, stats, kept = _forward(ctx.module, inputs, options, dtype, True, inplace, wanted)
+        written = inplace and bool(kept) and kept[0] is not None
+        if written:
+            torch.autograd.graph.increment_version(logits)
+            ctx.version = logits._version
+        ctx.save_for_backward(None if written else logits, *inputs[1:], *options.tensors)
+        ctx.kept, ctx.options, ctx.inplace = kept, options, inplace
         if not wanted:
             return loss
         ctx.set_materialize_grads(False)
@@ -81,19 +88,19 @@ class RowLoss(torch.autograd.Function):
         made = any(x is not None for x in ctx.kept[:2])
         if made and ctx.inplace and ctx.kept[0]._version != ctx.version:
             raise RuntimeError("the logits, which hold their gradient after inplace=True, were written to since")
-        if made and not higher_order and len(given) == 1 and dloss is not None and not ctx.needs_input_grad[5]:
+        if made and not higher_order and len(given) == 1 and dloss is not None and not ctx.needs_input_grad[2]:
             dlogits, dtarget = ctx.module.scaled(dloss, ctx.kept, ctx.inplace)
             if ctx.inplace:
                 ctx.kept = None
                 torch.autograd.graph.increment_version(dlogits)
-            return dlogits, dtarget, None, None, None, None, None
+            return dlogits, dtarget, None, None
         inputs = Inputs(*ctx.saved_tensors[:6])
         if inputs.logits is None:
             inputs = inputs._replace(logits=ctx.kept[0])
         logits, scale, options = inputs.logits, inputs.logit_scale, ctx.options
         if higher_order and inputs.target.numel():
             dlogits, dtarget, dscale = gradients_by_reference(dloss, dstats, inputs, options)
-            return dlogits, dtarget, None, None, None, dscale, None
+            return dlogits, dtarget, dscale, None
         dtarget = None
         if inputs.target.numel() == 0 or not given:
             dlogits = torch.zeros_like(logits)
@@ -104,7 +111,7 @@ class RowLoss(torch.autograd.Function):
                 dloss = logits.new_zeros((), dtype=given[0].dtype).expand(len(logits))
                 inputs, options = inputs._replace(normalizer=None), options._replace(reduction="none")
                 kept = [None, *kept[1:]]
-            needs_dlogits = ctx.needs_input_grad[0] or ctx.needs_input_grad[5]
+            needs_dlogits = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
             dlogits, dtarget = ctx.module.backward(
                 dloss, dstats, inputs, options, kept, ctx.inplace, needs_dlogits, ctx.needs_input_grad[1]
             )
@@ -112,10 +119,10 @@ class RowLoss(torch.autograd.Function):
             ctx.kept = None
             torch.autograd.graph.increment_version(logits)
         dscale = None
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[2]:
             assert scale is not None
             dscale = _gradient_of_scale(dlogits, logits, scale)
-        return dlogits, dtarget, None, None, None, dscale, None
+        return dlogits, dtarget, dscale, None
 
 
 def _gradient_of_scale(dlogits: Tensor, logits: Tensor, scale: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from ..normalizer import normalizer
-from ..options import Inputs, Options, Stats, empty_stats
+from ..options import NO_STATS, Inputs, Options, Stats, empty_stats
 
 CHUNK = 1 << 19  # values in the scratch: 2 MiB of float32
 FEW = 64  # classes
-NO_STATS = Stats()
+LARGEST = {dtype: -math.log(8 * torch.finfo(dtype).tiny) for dtype in (torch.float32, torch.float64)}  # -log p normal
 
 
 def forward(
@@ -52,7 +52,7 @@ def forward(
         loss = loss * inputs.sample_weight
     if reduction != "none":
         loss = loss.sum()
-    return (loss if factor is None else loss * factor).to(dtype), stats, [dlogits, None, rows.skipped]
+    return (loss if factor is None else loss.mul_(factor)).to(dtype), stats, [dlogits, None, rows.skipped]
 
 
 def backward(
@@ -97,6 +97,8 @@ def scaled(dloss: Tensor, kept: list[Tensor | None], inplace: bool) -> tuple[Ten
 
 def _computed(inputs: Inputs) -> Inputs:
     """With weights in the dtype that the logits are computed in."""
+    if inputs.weight is None and inputs.sample_weight is None:
+        return inputs
     acc = torch.promote_types(inputs.logits.dtype, torch.float32)
     weight, sample_weight = (None if x is None else x.to(acc) for x in (inputs.weight, inputs.sample_weight))
     return inputs._replace(weight=weight, sample_weight=sample_weight)
@@ -129,7 +131,7 @@ class _Rows(NamedTuple):
 
 
 def _gradient_like(logits: Tensor, inplace: bool) -> Tensor:
-    return logits.detach() if inplace else logits.new_empty(logits.shape)
+    return logits.detach() if inplace else torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _survives_a_factor(logits: Tensor, reduction: str) -> bool:
@@ -145,7 +147,7 @@ def _factor(rows: _Rows) -> Tensor | float | None:
     if inputs.normalizer is not None:
         return 1 / inputs.normalizer[0]
     if rows.skipped is None and inputs.weight is None:
-        return 1 / len(inputs.target)
+        return 1 / inputs.logits.shape[0]
     acc = torch.promote_types(inputs.logits.dtype, torch.float32)
     return 1 / normalizer(inputs.target, inputs.weight, options.ignore_index, acc).to(acc)
 
@@ -178,11 +180,9 @@ def _in_chunks(
         if n_skipped > n_rows // 8:
             return _of_the_others(rows, dlogits, scale, n_rows - n_skipped)
     step = n_rows if direct and not temporaries else min(n_rows, max(1, CHUNK // n_cols))
-    scratch = None if direct else logits.new_empty(step, n_cols, dtype=acc)
     if n_rows <= step:
-        p = dlogits if scratch is None else scratch
-        assert p is not None
-        return _step(rows, dlogits, scale, stats, dstats, p)
+        return _step(rows, dlogits, scale, stats, dstats, dlogits if direct else None)
+    scratch = None if direct else logits.new_empty(step, n_cols, dtype=acc)
     losses = []
     for start in range(0, n_rows, step):
         part = slice(start, start + step)
@@ -232,22 +232,22 @@ def _step(
     scale: Tensor | float | None,
     stats: Stats,
     dstats: Stats,
-    p: Tensor,  # scratch in the dtype of the computation, or dlogits itself
+    p: Tensor | None,  # scratch in the dtype of the computation, or dlogits itself
 ) -> Tensor:
     inputs, options, y, skipped = rows
     logits, n_cols = inputs.logits, inputs.logits.shape[1]
     w = inputs.weight
     eps, y = float(options.label_smoothing), y[:, None]
-    if rows.mapped or logits.dtype != p.dtype:
-        z = rows.z(logits, p.dtype, p)
-    else:
-        z = logits
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    z = logits
+    if rows.mapped or logits.dtype != acc:
+        z = p = rows.z(logits, acc, p)
     k = m = None
     of_entropy = stats.entropy is not None or dstats.entropy is not None
     if options.z_loss or stats.lse is not None or stats.prediction is not None or of_entropy:
         k = z.argmax(1, keepdim=True)
         m = z.gather(1, k)
-    torch.softmax(z, 1, out=p)
+    p = torch.softmax(z, 1) if p is None else torch.softmax(z, 1, out=p)
     p_k = None if k is None else p.gather(1, k)
     p_y = p.gather(1, y)
     entropy = _entropy(p, k, p_k) if of_entropy and k is not None and p_k is not None else None
@@ -273,7 +273,8 @@ def _step(
         loss = loss + (torch.where(w_y == 0, 0, z_loss) if isinstance(w_y, Tensor) else z_loss)
     if skipped is not None:
         loss = loss.masked_fill(skipped[:, None], 0)
-    _write_stats(stats, skipped, lse, None if entropy is None else entropy.value, nll, k)
+    if stats is not NO_STATS:
+        _write_stats(stats, skipped, lse, None if entropy is None else entropy.value, nll, k)
     if dlogits is None:
         return loss[:, 0]
 
@@ -406,7 +407,8 @@ def _existing(target: Tensor, n_cols: int, ignore_index: int, first: int = 0) ->
     """The target as int64 classes that exist, and where it is ignored: None where no row is. first: the number of the
     first row, for the error."""
     y = target.long()
-    low, high = (v.item() for v in torch.aminmax(y))
+    least, most = torch.aminmax(y)
+    low, high = least.item(), most.item()
     if low >= 0 and high < n_cols and not low <= ignore_index <= high:
         return y, None
     ignored = y == ignore_index
@@ -422,7 +424,7 @@ def _existing(target: Tensor, n_cols: int, ignore_index: int, first: int = 0) ->
 
 def _minus_log(p_y: Tensor, miss: Tensor, rows: _Rows, y: Tensor) -> Tensor:
     """-log p_y [n_rows, 1]: from miss / p_y, or from the logits for rows whose p_y is subnormal, or 0."""
-    largest = -math.log(8 * torch.finfo(p_y.dtype).tiny)
+    largest = LARGEST[p_y.dtype]
     loss = (miss / p_y).log1p_()
     if not loss.max().item() < largest:  # NaN comes here too, and leaves as NaN
         bad = (~(loss < largest))[:, 0]
@@ -445,4 +447,4 @@ def _minus_log_sum(rows: _Rows, w: Tensor | None, acc: torch.dtype) -> Tensor:
 def sum_rows(values: Tensor) -> Tensor:
     """Of each row [n_rows, 1]. One row alone is summed as two are: torch would split it among the threads, and a row's
     bits would depend on its batch."""
-    return values.sum(1, keepdim=True) if len(values) > 1 else values.expand(2, -1).sum(1, keepdim=True)[:1]
+    return values.sum(1, keepdim=True) if values.shape[0] > 1 else values.expand(2, -1).sum(1, keepdim=True)[:1]

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import NO_STATS
 from ..options import Inputs, Options, Stats
-from ..row_loss import _gradient_of_scale
+from ..row_loss import NOTHING, _gradient_of_scale
 from ..transforms import in_higher_order_backward
 from .shards import Row, Shard, exchange, fields_of, implementation
 
 
 def row_loss(
-    inputs: Inputs, options: Options, shard: Shard, wanted: Collection[str] = NO_STATS, inplace: bool = False
+    inputs: Inputs, options: Options, shard: Shard, wanted: Collection[str] = NOTHING, inplace: bool = False
 ) -> tuple[Tensor, Stats, Tensor | None]:
     """In the dtype of the computation, not times the sample weight, which only says which rows count. The logits, and
     what lies beside them, may have more columns than the shard: padding, which is not read and has gradient 0."""

@@ -20,13 +20,12 @@ from torch import Tensor
 
 from .. import launch
 from ..dispatch import on_device_of
-from ..options import Inputs, Options, Stats, empty_stats, is_given
+from ..options import NO_STATS, Inputs, Options, Stats, empty_stats, is_given
 from . import mean, narrow_rows, wide_row
 from .formula import Batch, Cotangents, Extras, Outputs, Strides
 
 SUMMING: dict[str, Any] = {"BLOCK": launch.SUM, "num_warps": launch.SUM_WARPS, **launch.OPTIONS}
 NO_COTANGENTS = Cotangents(None, None, None, None)
-NO_STATS = Stats()
 NO_OUTPUTS = Outputs(None, *NO_STATS)
 
 Gradients = tuple[Tensor | None, Tensor | None]  # of logits and target, those that are wanted
