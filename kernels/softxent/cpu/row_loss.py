@@ -209,7 +209,7 @@ def _of_the_others(rows: _Rows, dlogits: Tensor | None, scale: Tensor | float | 
     assert skipped is not None
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
-    loss = torch.zeros(n_rows, dtype=acc)
+    loss = logits.new_zeros(n_rows, dtype=acc)
     counted = (~skipped).nonzero()[:, 0]
     step = max(1, CHUNK // max(1, n_cols))
     scratch = logits.new_empty(min(step, n_counted), n_cols, dtype=acc)
@@ -354,12 +354,16 @@ def map_(x: Tensor, inputs: Inputs, options: Options) -> Tensor:
 
 
 def slope(x: Tensor, inputs: Inputs, options: Options) -> Tensor | float:
-    """dz/dx: logit_scale / cosh^2(logit_scale * x / softcap)."""
+    """dz/dx: logit_scale / cosh^2(u) = logit_scale * 4 * s * (1 - s),    u = logit_scale * x / cap, s = sigmoid(-2|u|)
+
+    torch's cosh has other bits in the last values of a vector than in the others: a row's would depend on its batch.
+    """
     logit_scale = inputs.logit_scale
     scale = options.logit_scale if logit_scale is None else logit_scale.to(x.dtype)
     if options.softcap is None:
         return scale
-    return (x * (scale / options.softcap)).cosh_().pow_(-2).mul_(scale)
+    s = (x * (2 * scale / options.softcap)).abs_().exp_().add_(1).reciprocal_()
+    return s.addcmul_(s, s, value=-1).mul_(4 * scale)
 
 
 class _Entropy(NamedTuple):
