@@ -99,6 +99,22 @@ def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor,
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-6, msg=name)
 
 
+class OnTheFirstGPU(Tensor):
+    device = torch.device("cuda:0")
+
+    def to(self, *to: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor(5)
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["", "linear"])
+def test_the_count_of_the_trainer_comes_to_where_the_logits_are(linear: bool) -> None:
+    """Of a model that is spread over GPUs, the last of which has the head."""
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    use_fused_xent(model, linear=linear)
+    expected = model(**inputs, num_items_in_batch=torch.tensor(5)).loss
+    assert torch.equal(model(**inputs, num_items_in_batch=torch.tensor(3).as_subclass(OnTheFirstGPU)).loss, expected)
+
+
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "INTERPRET", False)

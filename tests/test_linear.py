@@ -787,6 +787,10 @@ def test_a_head_that_is_more_than_a_product_is_refused_by_name() -> None:
     module.linear.register_forward_hook(lambda *a: None)
     with pytest.raises(RuntimeError, match="hooks"):
         module(case.x, case.y)
+    module.linear = nn.Linear(8, 33)
+    module.linear.forward = lambda input: 2 * input  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="another forward"):
+        module(case.x, case.y)
     module.linear = nn.utils.parametrizations.weight_norm(nn.Linear(8, 33))
     module(case.x, case.y).backward()  # a weight that is computed is a weight
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from softxent import FusedSoftmaxXent, fused_softmax_xent
+from softxent import FusedLinearSoftmaxXent, FusedSoftmaxXent, fused_softmax_xent
 
 LOGITS, TARGET = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 1])
 
@@ -91,9 +91,9 @@ def test_a_scale_that_is_computed_belongs_to_forward() -> None:
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, loss: nn.Module | None = None) -> None:
         super().__init__()
-        self.loss = FusedSoftmaxXent(label_smoothing=0.1, z_loss=0.01)
+        self.loss = loss or FusedSoftmaxXent(label_smoothing=0.1, z_loss=0.01)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = self.loss(logits, target)
@@ -115,5 +115,8 @@ def test_a_model_with_it_is_traced_exported_copied_and_pickled() -> None:
         torch.export.load(saved).module(),
     ):
         torch.testing.assert_close(one(LOGITS, TARGET), expected)
+    linear = Model(FusedLinearSoftmaxXent(8, 33))
+    hidden, tokens = torch.randn(4, 8), torch.randint(33, (4,))
+    torch.testing.assert_close(torch.fx.symbolic_trace(linear)(hidden, tokens), linear(hidden, tokens))
     with pytest.raises(NotImplementedError, match=r"torch\.jit\.script does not take FusedSoftmaxXent"):
         torch.jit.script(model)

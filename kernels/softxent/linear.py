@@ -261,14 +261,17 @@ def linear_logprobs(
     return logprobs, stats.entropy
 
 
-def check_head(head: nn.Module) -> None:
-    """Whether the layer is a product with its weight and nothing else."""
+def check_head(head: nn.Module, called: bool = False) -> None:
+    """Whether the layer is a product with its weight and nothing else. called: it is called, and what has been put in
+    the place of its forward, as Accelerate does, comes to F.linear."""
     hooks = [h for name in ("_forward_hooks", "_forward_pre_hooks") for h in getattr(head, name)]
-    if type(head).forward is nn.Linear.forward and not hooks:  # type: ignore[comparison-overlap]
+    replaced = "forward" in vars(head) and not called
+    if type(head).forward is nn.Linear.forward and not hooks and not replaced:  # type: ignore[comparison-overlap]
         return
+    also = " with forward hooks" if hooks else " with another forward" if replaced else ""
     kind = f"{type(head).__module__}.{type(head).__qualname__}"
     raise RuntimeError(
-        f"the linear layer is {kind}{' with forward hooks' if hooks else ''}: it may do more than a product with its "
+        f"the linear layer is {kind}{also}: it may do more than a product with its "
         "weight, which is all that is applied here. Merge adapters into the weight or keep them off this layer, or "
         "call the layer and give its logits to fused_softmax_xent"
     )

@@ -9,6 +9,7 @@ from .functional import fused_softmax_xent
 from .linear import check_head, fused_linear_softmax_xent
 
 torch.fx.wrap("fused_softmax_xent")  # one call in a symbolic trace
+torch.fx.wrap("fused_linear_softmax_xent")
 
 
 class FusedSoftmaxXent(nn.CrossEntropyLoss):
@@ -108,7 +109,7 @@ class FusedLinearSoftmaxXent(FusedSoftmaxXent):
         weight: of the classes, a buffer.
         the others: as for `fused_linear_softmax_xent`; logit_scale as for `FusedSoftmaxXent`.
 
-    Raises RuntimeError where `self.linear` has become more than a linear layer (adapters, hooks).
+    Raises RuntimeError where `self.linear` has become more than a linear layer (adapters, hooks, another forward).
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def masked_lm_loss(
     Returns the loss in float32, float64 for float64 logits. Errors are those of `fused_softmax_xent`.
     """
     if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.reshape(-1)[0]
+        num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)  # the Trainer's is the first GPU
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "normalizer": num_items_in_batch}
     rows, target = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device).reshape(-1)
     if isinstance(rows, LinearLogits):
@@ -331,7 +331,7 @@ def _plain_head(model: Any) -> Any:
             "let fully_shard(model) take it with the rest"
         )
     try:
-        check_head(head)
+        check_head(head, called=True)
     except RuntimeError as error:
         raise RuntimeError(f"{_named(model)}: {error}") from None
     return head
