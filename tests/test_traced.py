@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from softxent import fused_softmax_xent, fused_softmax_xent_with_stats
+from softxent import fused_linear_softmax_xent, fused_softmax_xent, fused_softmax_xent_with_stats, linear_logprobs
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -68,6 +68,27 @@ def test_tensors_without_data_have_the_shapes_and_dtypes_of_real_ones(
             with FakeTensorMode() as fake:
                 found = run(fake.from_tensor(logits), fake.from_tensor(target), **options)
         assert [(x.shape, x.dtype) for x in found] == expected
+
+
+class FromHiddenStates(nn.Module):
+    def forward(self, hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        options: dict[str, Any] = {"shift": True, "z_loss": 0.1}
+        loss = fused_linear_softmax_xent(hidden, weight, target, sample_weight=torch.ones_like(target), **options)
+        probabilities = nn.functional.one_hot(target.clamp(0), weight.shape[0]).to(hidden.dtype)
+        of_probabilities = fused_linear_softmax_xent(hidden, weight, probabilities, **options)
+        return loss, of_probabilities, *linear_logprobs(hidden, weight, ids=target[..., None])
+
+
+def test_exported_from_hidden_states_it_takes_any_number_of_rows(path: str, device: torch.device) -> None:
+    weight, module = torch.randn(7, 4, device=device), FromHiddenStates()
+
+    def batch(n_rows: int) -> tuple[Tensor, ...]:
+        return torch.randn(n_rows, 6, 4, device=device), weight, TARGETS["indices"].to(device).expand(n_rows, 6)
+
+    of_rows = {0: torch.export.Dim("n_rows", min=2)}
+    exported = torch.export.export(module, batch(3), dynamic_shapes=(of_rows, {}, of_rows)).module()
+    other = batch(5)
+    torch.testing.assert_close(exported(*other), module(*other))
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "logit_scale"])

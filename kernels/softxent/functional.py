@@ -1,5 +1,6 @@
 """The public operations: PyTorch's arguments checked and turned into rows, the loss in PyTorch's shape and dtype."""
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -379,4 +380,4 @@ def _rows(tensor: Tensor, class_dim: int, n_cols: int) -> Tensor:
     if tensor.dim() == 2:
         return tensor
     moved = tensor.movedim(class_dim, -1)
-    return moved.reshape(moved.shape[:-1].numel(), n_cols)
+    return moved.reshape(math.prod(moved.shape[:-1]), n_cols)

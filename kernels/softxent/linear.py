@@ -1,5 +1,6 @@
 """The public operations from hidden states: arguments checked, and turned into rows for linear_rows.py."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -371,8 +372,8 @@ def _rows(
         shape = torch.Size([shape[0] * ranks, *shape[1:]])
     _check_target(shape, target, n_cols, several, shift)
     acc = torch.promote_types(input.dtype, torch.float32)
-    y = target.reshape(shape.numel(), *target.shape[len(shape) :])
-    logits = input.new_zeros((), dtype=acc).expand(shape.numel(), n_cols)  # for those who ask of which shape
+    y = target.reshape(math.prod(shape), *target.shape[len(shape) :])
+    logits = input.new_zeros((), dtype=acc).expand(math.prod(shape), n_cols)  # for those who ask of which shape
     check_tensors(logits, y[:, :1].reshape(-1) if several else y, weight, ranks is not None)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("no gradient with respect to weight: pass weight.detach()")
@@ -388,14 +389,14 @@ def _rows(
     if shift and y.numel():
         y, sample_weight = _shifted(y, sample_weight, shape, ignore_index, acc)
         if soft:
-            predicting = shape.numel() // shape[-1] * (shape[-1] - 1)
+            predicting = math.prod(shape) // shape[-1] * (shape[-1] - 1)
             divisor = predicting if divisor is None and reduction == "mean" else divisor
             known = predicting if how.valid_rows is None else how.valid_rows
             how = how._replace(valid_rows=min(known, predicting))
-    x = input.reshape(input.shape[:-1].numel(), input.shape[-1])
-    inputs = Inputs(logits[: len(y)], y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
+    x = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    inputs = Inputs(logits[: y.shape[0]], y, weight, sample_weight, None, scale if isinstance(scale, Tensor) else None)
     if reduction == "mean" and divisor is None and ranks is None:
-        divisor = len(y) if soft else sum_of_weights(y, weight, ignore_index, acc)
+        divisor = y.shape[0] if soft else sum_of_weights(y, weight, ignore_index, acc)
     if divisor is not None:
         inputs = inputs._replace(normalizer=as_vector(divisor, logits))
     options = Options(ignore_index, reduction, eps, zeta, cap, 1.0 if isinstance(scale, Tensor) else scale)
@@ -507,12 +508,12 @@ def _shifted(
     """What each row but the very last predicts. The last of other sequences are ignored, or have weight 0."""
     y = y[1:]
     sample_weight = None if sample_weight is None else sample_weight[1:]
-    last = torch.arange(1, len(y) + 1, device=y.device) % shape[-1] == 0
+    last = torch.arange(1, y.shape[0] + 1, device=y.device) % shape[-1] == 0
     if not y.is_floating_point():
         y = y.long()
         return y.masked_fill(last, ignore_index), sample_weight
     if sample_weight is None:
-        sample_weight = y.new_ones(len(y), dtype=acc)
+        sample_weight = y.new_ones(y.shape[0], dtype=acc)
     return y, sample_weight.masked_fill(last, 0)
 
 
@@ -520,5 +521,5 @@ def _in_shape(rows: Tensor | None, shape: torch.Size, shift: bool) -> Tensor | N
     """Of rows [n_rows, ...], or without the very last where that predicts nothing."""
     if rows is None or not shift:
         return None if rows is None else rows.reshape((*shape, *rows.shape[1:]))
-    missing = shape.numel() - len(rows)
+    missing = math.prod(shape) - rows.shape[0]
     return F.pad(rows, (0, missing)).view(shape)[..., :-1]
