@@ -43,6 +43,14 @@ def test_value_and_gradient_are_as_exact_as_torch(
         assert_as_exact_as_torch(values[0], values[1], values[2], what, yardstick, roundings_of_softmax(z), size)
 
 
+def test_of_a_tensor_that_wraps_others_it_is_torchs_own(path: str, device: torch.device, ours: Op, torchs: Op) -> None:
+    """A DTensor, or of a nested one the rows that it has in one tensor: neither has memory of its own."""
+    for n_cols in (100, 20000):
+        rows = [torch.randn(n_rows, n_cols, device=device) for n_rows in (1, 2)]
+        z = torch.nested.nested_tensor(rows, layout=torch.jagged)
+        assert torch.equal(ours(z).values(), torchs(z, -1).values())
+
+
 def test_hard_rows(path: str, device: torch.device, ours: Op, torchs: Op) -> None:
     inf, nan = float("inf"), float("nan")
     for n_cols in (4, 5000):

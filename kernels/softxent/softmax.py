@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import dispatch, reference
 from .checks import DTYPES
@@ -23,8 +24,9 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         dtype: cast the input to this first, as torch.nn.functional.softmax does.
 
     Returns a new tensor of the input's shape. A row with +inf or NaN, or with nothing but -inf, is NaN. On a CPU, under
-    torch.func transforms and within torch.compile it is PyTorch's own; float32 rows of more than 16384 values on a CPU
-    are divided by their sum once more, since there PyTorch's drift from 1.
+    torch.func transforms, within torch.compile, and of a DTensor or another tensor that wraps some, it is PyTorch's
+    own; float32 rows of more than 16384 values on a CPU are divided by their sum once more, since there PyTorch's drift
+    from 1.
     """
     return _along(input, dim, dtype, log=False)
 
@@ -43,7 +45,7 @@ def _along(input: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Ten
         raise NotImplementedError(f"softmax takes float64, float32, bfloat16 or float16, not {z.dtype}")
     wide = z.dtype == torch.float32 and z.device.type == "cpu" and -z.dim() <= dim < z.dim() and z.shape[dim] > MANY
     ours = (dispatch.uses_kernels(z) or wide) and not is_traced(z)  # a compiler fuses its own with the rest
-    if not ours or z.dim() == 0 or z.numel() == 0 or in_transform(z):
+    if not ours or z.dim() == 0 or z.numel() == 0 or in_transform(z) or is_traceable_wrapper_subclass(z):
         return torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
     rows = z.movedim(dim, -1)
     out: Tensor = Softmax.apply(rows.reshape(-1, rows.shape[-1]), log)
