@@ -18,7 +18,9 @@ from softxent import (
     fused_softmax_xent_with_stats,
     log_softmax,
 )
+from softxent.compiled import numbers_of
 from softxent.functional import STATS
+from softxent.options import Inputs, Options
 
 TARGETS = {"indices": torch.tensor([0, 1, 2, 3, -100, 4]), "probabilities": torch.rand(6, 5)}
 
@@ -202,3 +204,24 @@ def test_other_batch_sizes_compile_nothing_anew(
         torch.testing.assert_close(torch.autograd.grad(step(x, target), x), torch.autograd.grad(loss(x, target), x))
         at_first = at_first or counter.frame_count
     assert counter.frame_count == at_first
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("mps", torch.float32), ("cpu", torch.float64)])
+def test_numbers_are_made_in_the_widest_dtype_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype
+) -> None:
+    """MPS has no float64. There is none here: what it would be asked for is looked at."""
+    asked = []
+
+    def ones(*shape: Any, **how: Any) -> Tensor:
+        asked.append(how)
+        return Tensor()
+
+    class Logits:
+        device: torch.device
+
+    logits = Logits()
+    logits.device = torch.device(device)
+    monkeypatch.setattr(torch, "ones", ones)
+    numbers_of(Options(z_loss=0.1), Inputs(logits, None))  # type: ignore[arg-type]
+    assert asked == [{"dtype": dtype, "device": torch.device(device)}]

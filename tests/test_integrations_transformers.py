@@ -435,6 +435,19 @@ def test_a_head_that_fsdp_shards_by_itself_is_refused(cpu: None) -> None:
             function()
 
 
+def test_a_head_that_deepspeed_has_only_while_it_is_called_is_refused(cpu: None) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    use_fused_xent(model, linear=True)
+    model.lm_head.weight.ds_id = 1  # as ZeRO 3 marks what it spreads
+    with pytest.raises(RuntimeError, match=r"LlamaForCausalLM .*: DeepSpeed ZeRO 3"):
+        model(**inputs)
+    model.eval()
+    with torch.no_grad():
+        assert model(**inputs).logits is not None
+    use_fused_xent(model)
+    model.train()(**inputs).loss.backward()
+
+
 def test_a_head_that_was_replaced_is_asked_for_again(cpu: None) -> None:
     model, inputs = MODELS["llama"](), inputs_of("llama")
     use_fused_xent(model, linear=True)

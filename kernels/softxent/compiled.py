@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .dispatch import implementation, uses_kernels
 from .normalizer import normalizer as sum_of_weights
+from .normalizer import widest
 from .options import DIFFERENTIABLE, Inputs, Options, Stats, empty_stats, is_given
 from .row_loss import gradients_by_reference, loss_of_nothing
 from .transforms import in_higher_order_backward
@@ -68,7 +69,8 @@ def with_numbers(inputs: Inputs, options: Options, given: str, numbers: Sequence
 def _as_tensor(number: float | Tensor, logits: Tensor) -> Tensor:
     if isinstance(number, Tensor):
         return number.detach().to(logits.device)
-    return torch.ones((), dtype=torch.float64, device=logits.device) * number  # new_full's would be compiled in
+    one = torch.ones((), dtype=widest(logits.device), device=logits.device)
+    return one * number  # new_full's would be compiled in
 
 
 class Traced(torch.autograd.Function):

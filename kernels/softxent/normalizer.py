@@ -57,7 +57,7 @@ def global_normalizer(
         )
     if hasattr(group, "get_group"):  # a DeviceMesh
         raise TypeError(f"group must be a ProcessGroup or None, not {type(group).__name__}: pass its get_group()")
-    dtype = torch.float32 if target.device.type == "mps" else torch.float64
+    dtype = widest(target.device)
     total = _sum_of_weights(target, None if weight is None else weight.detach(), ignore_index, dtype).to(dtype)
     ranks = 1
     if group is not None or (dist.is_available() and dist.is_initialized()):
@@ -68,6 +68,11 @@ def global_normalizer(
     if weight is not None:
         total = _nan_for_0(total)
     return total / ranks if gradients == "mean" else total
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Of floating point: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _sum_of_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:

@@ -298,6 +298,11 @@ def _before(position: int, always: bool, model: Any, args: Any, kwargs: Any) -> 
 def _hand_on(owner: str, options: dict[str, Any], head: Any, args: Any) -> Any:
     (hidden,) = args
     if head.makes_no_logits and torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
+        if hasattr(head.weight, "ds_id"):
+            raise RuntimeError(
+                f"{owner}: DeepSpeed ZeRO 3 has the head's weight only while the head is called, and the loss reads it "
+                "later: leave linear=True out, or use another stage"
+            )
         return (HeadInput(hidden, owner, options),)
     return args
 
