@@ -9,7 +9,9 @@ from torch import Tensor
 
 import softxent
 from exactness import assert_as_exact_as_torch, roundings_of_softmax
+from memory import peak_bytes
 from softxent import fused_softmax_xent
+from softxent.cpu import soft_target
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -306,6 +308,34 @@ def test_hard_rows(path: str, device: torch.device, n_cols: int) -> None:
     right = F.cross_entropy(logits[2:3, kept].double(), target[2:3, kept].double())
     torch.testing.assert_close(loss[2].double(), right, rtol=1e-5, atol=1e-6)
     assert not dlogits[2, : n_cols // 2].any() and dtarget[2, kept].isfinite().all()
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_cpu_some_rows_at_a_time_give_what_all_rows_do(
+    path: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    logits, target = make((7, 100), dtype, torch.device("cpu"))
+    logits[3, :50], target[3, :50] = -float("inf"), 0
+    v, w = torch.tensor([1, 0, 2, 0.5, 0, 3, 1]), torch.linspace(0, 2, 100, dtype=dtype)
+    every = {"weight": w, "label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0, "sample_weight": v}
+    for options in ({}, {"reduction": "none", "sample_weight": v}, every | {"normalizer": 3.0}):
+        expected = run(fused_softmax_xent, logits, target, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(soft_target, "CHUNK", 200)
+            found = run(fused_softmax_xent, logits, target, **options)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+def test_on_a_cpu_a_step_takes_its_gradients_and_a_chunk_beside_them(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, target = (x.requires_grad_() for x in make((64, 1000), torch.float32, torch.device("cpu")))
+    monkeypatch.setattr(soft_target, "CHUNK", 4000)
+    peak = peak_bytes(lambda: torch.autograd.grad(fused_softmax_xent(logits, target), (logits, target)))
+    assert 2 * logits.nbytes <= peak <= 2.1 * logits.nbytes
 
 
 @pytest.mark.parametrize("path", ["torch"], indirect=True)

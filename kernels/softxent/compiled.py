@@ -42,7 +42,6 @@ def row_loss(inputs: Inputs, options: Options, wanted: frozenset[str]) -> tuple[
         and logits.dtype != torch.float16
         and not target.requires_grad
         and not any(name in DIFFERENTIABLE for name in names)
-        and (uses_kernels(logits) or not target.is_floating_point())
     )
     settings = options.ignore_index, options.reduction, given, " ".join(names), at_once
     loss, *stats = Traced.apply(settings, *inputs[:5], *tensors)

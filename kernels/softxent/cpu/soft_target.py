@@ -1,46 +1,46 @@
 """Cross-entropy of rows of logits against rows of probabilities, in torch operations.
 
-Same mathematics as triton_kernels/formula.py, from log p = log_softmax(z), some rows at a time, k the largest:
+The mathematics of triton_kernels/formula.py, with one exponential a value, some rows at a time, m the largest:
 
-    lse        = z_k - log p_k
-    loss       = -sum_j c_j * log p_j + zeta * lse^2
-    dloss/dz_j = (a + 2 * zeta * lse) * p_j - c_j
-    dloss/dt_j = -(1 - eps) * w_j * log p_j
+    d          = sum_j exp(z_j - m)
+    loss       = a * log d - sum_j c_j * (z_j - m) + zeta * lse^2          lse = m + log d
+    dloss/dz_j = (a + 2 * zeta * lse) * exp(z_j - m) / d - c_j
+    dloss/dt_j = -(1 - eps) * w_j * ((z_j - m) - log d)
 
-all of it times the sample weight of the row, and over n for the mean. The gradients are made in backward.
+all of it times the sample weight of the row, and over n for the mean. Forward leaves the gradients for backward to
+multiply by the incoming one, as row_loss.py does, and where it cannot they are made in backward.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..options import Inputs, Options, Stats
+from . import row_loss
 from .row_loss import map_, slope, sum_rows
 
-CHUNK = 1 << 19  # values of log p at a time
-MANY = 1024  # classes: torch sums the exponentials of more in a few long chains, and loses digits
+CHUNK = 1 << 19  # values at a time
+LOG2E = 1 / math.log(2)
+
+Gradients = tuple[Tensor | None, Tensor | None]  # of logits and target, those that are wanted
 
 
 def forward(
     inputs: Inputs, options: Options, dtype: torch.dtype, needs_grad: bool, inplace: bool, wanted: frozenset[str]
 ) -> tuple[Tensor, Stats, list[Any]]:
-    """The loss in `dtype`, no stats, and that no gradient is kept for `backward`."""
-    losses = []
-    for _, log_p, c, lse in _chunks(inputs, options):
-        loss = sum_rows(c * log_p)[:, 0].neg_()
-        unclear = loss.isnan()
-        if unclear.any():  # 0 * log 0, most likely, which is 0
-            c, log_p = c[unclear], log_p[unclear]
-            loss[unclear] = sum_rows(torch.where(c == 0, 0, c * log_p))[:, 0].neg_()
-        losses.append(loss if lse is None else loss + options.z_loss * lse[:, 0] ** 2)
-    loss = torch.cat(losses)
-    if inputs.sample_weight is not None:
-        loss = torch.where(inputs.sample_weight == 0, 0, loss * inputs.sample_weight.to(loss.dtype))
+    """The loss in `dtype`, no stats, and what `scaled` wants: the gradients, where they are worth keeping."""
+    logits, target, v = inputs.logits, inputs.target, inputs.sample_weight
+    made: Gradients = (None, None)
+    if needs_grad and _at_once(inputs, options, target.requires_grad):
+        made = _empty(inputs, inplace, logits.requires_grad or not target.requires_grad, target.requires_grad)
+    divisor = _divisor(inputs, options)
+    loss = _in_chunks(inputs, options, float(1 / divisor), made)
     if options.reduction != "none":
-        loss = loss.sum() / _divisor(inputs, options)
-    return loss.to(dtype), Stats(), [None, None]
+        loss = loss.sum() / divisor
+    return loss.to(dtype), Stats(), [*made, None if v is None else v == 0]
 
 
 def backward(
@@ -52,72 +52,134 @@ def backward(
     inplace: bool,
     needs_dlogits: bool,
     needs_dtarget: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of logits and target that are wanted, each in its dtype."""
-    logits, target, weight, sample_weight, _, _ = inputs
-    dlogits = (logits.detach() if inplace else logits.new_empty(logits.shape)) if needs_dlogits else None
-    dtarget = target.new_empty(target.shape) if needs_dtarget else None
-    dloss = dloss.to(torch.promote_types(logits.dtype, torch.float32))
-    if options.reduction != "none":
-        dloss = (dloss / _divisor(inputs, options)).expand(len(logits))
-    if sample_weight is not None:
-        dloss = dloss * sample_weight.to(dloss.dtype)
-    for rows, log_p, c, lse in _chunks(inputs, options):
-        skipped = None if sample_weight is None else (sample_weight[rows] == 0)[:, None]
-        r = dloss[rows, None]
-        if dtarget is not None:
-            w = 1 if weight is None else weight.to(log_p.dtype)
-            found = log_p * w * (options.label_smoothing - 1) * r
-            dtarget[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
-        if dlogits is None:
-            continue
-        a = sum_rows(c)
-        if lse is not None:
-            a = a + 2 * options.z_loss * lse
-        found = log_p.exp_().mul_(a).sub_(c).mul_(r)
-        if options.maps(inputs):
-            found.mul_(slope(logits[rows].to(found.dtype), inputs, options))
-        dlogits[rows] = found if skipped is None else found.masked_fill_(skipped, 0)
+) -> Gradients:
+    """The gradients of logits and target that are wanted, each in its dtype, made anew."""
+    made = _empty(inputs, inplace, needs_dlogits, needs_dtarget)
+    scale = float(1 / _divisor(inputs, options))
+    if _at_once(inputs, options, needs_dtarget):  # the bits of `forward`
+        _in_chunks(inputs, options, scale, made)
+        v = inputs.sample_weight
+        return scaled(dloss, [*made, None if v is None else v == 0], inplace)
+    dloss = dloss.to(torch.promote_types(inputs.logits.dtype, torch.float32))
+    _in_chunks(inputs, options, (dloss * scale).expand(len(inputs.logits)), made)
+    return made
+
+
+def scaled(dloss: Tensor, kept: list[Any], inplace: bool) -> Gradients:
+    """The gradients that `forward` left, times the incoming one."""
+    (dlogits, dtarget, skipped), kept[:2] = kept, (None, None)
+    dlogits, dtarget = (
+        None if x is None else row_loss.scaled(dloss, [x, None, skipped], inplace)[0] for x in (dlogits, dtarget)
+    )
     return dlogits, dtarget
 
 
+def _at_once(inputs: Inputs, options: Options, needs_dtarget: bool) -> bool:
+    """Whether the gradients are made in forward, and rounded before the incoming one multiplies them."""
+    halves = inputs.logits.dtype, inputs.target.dtype if needs_dtarget else None
+    return options.reduction != "none" and torch.float16 not in halves
+
+
+def _empty(inputs: Inputs, inplace: bool, needs_dlogits: bool, needs_dtarget: bool) -> Gradients:
+    logits, target = inputs.logits, inputs.target
+    dlogits = (logits.detach() if inplace else logits.new_empty(logits.shape)) if needs_dlogits else None
+    return dlogits, target.new_empty(target.shape) if needs_dtarget else None
+
+
 def _divisor(inputs: Inputs, options: Options) -> Tensor | int:
-    if options.reduction == "sum":
+    if options.reduction != "mean":
         return 1
     return len(inputs.logits) if inputs.normalizer is None else inputs.normalizer[0]
 
 
-def _chunks(inputs: Inputs, options: Options) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-    """Rows, their log p, their coefficients c_j = w_j * ((1 - eps) * t_j + eps / n_cols), and lse for a z-loss.
-
-    The two matrices are scratch, which the next rows are written over.
-    """
-    logits, target, weight = inputs[:3]
-    eps = options.label_smoothing
+def _in_chunks(inputs: Inputs, options: Options, scale: Tensor | float, gradients: Gradients) -> Tensor:
+    """The loss of each row, with its sample weight, and the gradients, times `scale` besides: [n_rows] or a number."""
+    logits, target, weight, v = inputs[:4]
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
-    step = min(n_rows, max(1, CHUNK // n_cols))
-    mapped = options.maps(inputs)
-    scratch = logits.new_empty(3, step, n_cols, dtype=acc)
-    for start in range(0, n_rows, step):
-        rows = slice(start, start + step)
-        log_p, c, z = scratch[:, : min(step, n_rows - start)]
-        c.copy_(target[rows])
-        if eps:
-            c.mul_(1 - eps).add_(eps / n_cols)
+    if weight is not None:
+        inputs = inputs._replace(weight=weight.to(acc))
+    if v is not None:
+        scale = scale * v.to(acc)
+    if isinstance(scale, Tensor):
+        scale = scale[:, None]
+    step = max(1, CHUNK // n_cols)
+    dlogits = gradients[0]
+    direct = dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr()
+    as_it_is = target.dtype == acc and weight is None and not options.label_smoothing
+    spared = False, direct, as_it_is
+    scratch = [None if x else logits.new_empty(min(step, n_rows), n_cols, dtype=acc) for x in spared]
+    if n_rows <= step:
+        loss = _step(inputs, options, scale, gradients, scratch)
+    else:
+        losses = []
+        for start in range(0, n_rows, step):
+            rows = slice(start, start + step)
+            some = inputs._replace(logits=logits[rows], target=target[rows])
+            of_some = scale[rows] if isinstance(scale, Tensor) else scale
+            made = [None if x is None else x[rows] for x in gradients]
+            room = [None if x is None else x[: len(some.logits)] for x in scratch]
+            losses.append(_step(some, options, of_some, made, room))
+        loss = torch.cat(losses)
+    loss = loss[:, 0]
+    if v is not None:
+        loss = loss * v.to(acc)
+        for x in (loss, *gradients):
+            if x is not None:
+                x[v == 0] = 0
+    return loss
+
+
+def _step(
+    inputs: Inputs,
+    options: Options,
+    scale: Tensor | float,  # [n_rows, 1] or a number
+    gradients: Sequence[Tensor | None],
+    scratch: Sequence[Tensor | None],  # in the dtype of the computation; in the place of e dlogits, of c the target
+) -> Tensor:
+    """The loss [n_rows, 1] and the gradients of some rows."""
+    (logits, target, weight), (dlogits, dtarget), (behind, e, c) = inputs[:3], gradients, scratch
+    eps, zeta = options.label_smoothing, options.z_loss
+    e = dlogits if e is None else e
+    assert behind is not None and e is not None
+    z = logits
+    if options.maps(inputs):
+        z = map_(behind.copy_(logits), inputs, options)
+    elif logits.dtype != behind.dtype:
+        z = behind.copy_(logits)
+    c = target if c is None else c.copy_(target)
+    if eps:
+        c.mul_(1 - eps).add_(eps / c.shape[1])
+    if weight is not None:
+        c.mul_(weight)
+    m = z.amax(1, keepdim=True)
+    torch.sub(z, m, out=behind)
+    dot = sum_rows(torch.mul(c, behind, out=e))
+    if math.isnan(dot.sum()):  # 0 * log 0, most likely, which is 0
+        dot = sum_rows(e.masked_fill_(c == 0, 0))
+    if logits.itemsize < 4 or (dlogits is None and dtarget is None):  # where |z - m| roundings of a term do not tell
+        torch.mul(behind, LOG2E, out=e).exp2_()
+    else:
+        torch.exp(behind, out=e)
+    d, a = sum_rows(e), sum_rows(c)
+    log_d = d.log()
+    loss = a * log_d - dot
+    if zeta:
+        lse = m + log_d
+        loss += zeta * lse**2
+        a += 2 * zeta * lse
+    if dtarget is not None:
+        log_p = behind.sub_(log_d)
         if weight is not None:
-            c.mul_(weight.to(acc))
-        if mapped or logits.dtype != acc:
-            z.copy_(logits[rows])
+            log_p.mul_(weight)
+        torch.mul(log_p, (eps - 1) * scale, out=dtarget)
+    if dlogits is not None:
+        if isinstance(scale, Tensor):
+            e.mul_(a / d).sub_(c).mul_(scale)
         else:
-            z = logits[rows]
-        if mapped:
-            map_(z, inputs, options)
-        torch.log_softmax(z, 1, out=log_p)
-        if n_cols > MANY:
-            log_p.sub_(sum_rows(log_p.exp()).log_())
-        lse = None
-        if options.z_loss:
-            k = z.argmax(1, keepdim=True)
-            lse = z.gather(1, k) - log_p.gather(1, k)
-        yield rows, log_p, c, lse
+            e.mul_(scale * a / d).sub_(c, alpha=scale)
+        if options.maps(inputs):
+            e.mul_(slope(logits.to(e.dtype), inputs, options))
+        if e.data_ptr() != dlogits.data_ptr():
+            dlogits.copy_(e)
+    return loss
