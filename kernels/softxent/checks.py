@@ -152,11 +152,10 @@ def _constant(name: str, value: float | Tensor, input: Tensor) -> float | Tensor
 
 def _number(name: str, value: float | Tensor, input: Tensor) -> float | Tensor:
     """A number as float; a tensor of one as a tensor [] on the device of the logits, or as float if it is elsewhere."""
-    if torch.compiler.is_compiling():
-        if isinstance(value, float):  # a symbol, which float() would fix
-            return value
-        if not isinstance(value, (Tensor, *REAL)):  # numpy's, which a compiler has as an array
-            value = torch.as_tensor(value)
+    if type(value) is float:  # or, while compiling, a symbol, which float() would fix
+        return value
+    if torch.compiler.is_compiling() and not isinstance(value, (Tensor, *REAL)):  # numpy's, which it has as an array
+        value = torch.as_tensor(value)
     if isinstance(value, REAL):  # np.float64 is a float too
         return float(value)
     if not isinstance(value, Tensor):

@@ -27,7 +27,7 @@ def cached_launch(kernel: Any) -> Any:
 
 
 class Kernel:
-    """kernel[grid](*arguments, **constants) on the device of the first tensor, which must be the current one.
+    """kernel[grid](*arguments, **constants) on the device of the tensors, which must be the current one.
 
     constants: all constexpr arguments, which are the last in the kernel's signature, and Triton's options.
     """
@@ -41,7 +41,7 @@ class Kernel:
             if not (ON and specialised_as_here()):
                 self.kernel[grid](*arguments, **constants)
                 return
-            key = [device_of(arguments), knobs.runtime.debug, knobs.compilation.instrumentation_mode]
+            key = [knobs.runtime.debug, knobs.compilation.instrumentation_mode]
             key += *constants, *constants.values()
             specialise(arguments, key)
             handle = self.handles.get(tuple(key))
@@ -59,21 +59,17 @@ class Kernel:
         return launch
 
 
-def device_of(arguments: Iterable[Any]) -> int:
-    first = next(x for x in arguments if isinstance(x, Tensor | tuple))
-    return first.get_device() if isinstance(first, Tensor) else device_of(first)
-
-
 def specialise(arguments: Iterable[Any], key: list[Any]) -> None:
-    """Adds to the key what the code may depend on: of tensors the dtype and whether their address is a multiple of 16;
-    of integers whether they are, but 1, and those beyond 32 bits, themselves; of floats that they are."""
+    """Adds to the key what the code may depend on: of tensors the device, the dtype and whether their address is a
+    multiple of 16; of integers whether they are, but 1, and those beyond 32 bits, themselves; of floats that they are.
+    """
     for x in arguments:
         if x is None:
             key.append(x)
-        elif isinstance(x, Tensor):
-            key += x.dtype, x.data_ptr() % 16 == 0
         elif isinstance(x, int):
             key.append(x if x == 1 or not -(2**31) <= x < 2**31 else "any" if x % 16 else "multiple of 16")
+        elif isinstance(x, Tensor):
+            key += x.get_device(), x.dtype, x.data_ptr() % 16 == 0
         elif isinstance(x, tuple):
             specialise(x, key)
         else:
