@@ -1,6 +1,7 @@
 """The two ways through the package, as the fixture `path`: torch operations, and the kernels.
 
-Without a GPU the kernels run in Triton's interpreter. `pytest --device cuda` runs them on the GPU, and nothing else.
+Without a GPU the kernels run in Triton's interpreter. `pytest --device cuda` runs them on the GPU, and nothing else
+but tests marked `gpu`.
 """
 
 import os
@@ -36,9 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Each of these takes a minute: started last, it would leave the other workers idle.
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_compiles.py"))
-    only = "kernels" if config.getoption("--device") == "cuda" else config.getoption("--only")
+    on_gpu = config.getoption("--device") == "cuda"
+    only = "kernels" if on_gpu else config.getoption("--only")
     if only:
-        kept = [item for item in items if _goes(item, only)]
+        kept = [item for item in items if _goes(item, only) and (not on_gpu or "device" in item.fixturenames)]
+        kept += [item for item in items if on_gpu and item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
     if shard := config.getoption("--shard"):

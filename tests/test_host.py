@@ -5,12 +5,21 @@ from typing import Any
 import pytest
 import torch
 
-from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
+from softxent import (
+    fused_linear_softmax_xent,
+    fused_linear_softmax_xent_with_stats,
+    fused_softmax_xent,
+    fused_softmax_xent_with_stats,
+    linear_logprobs,
+    linear_rows,
+    softmax,
+)
 
 
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)  # torch operations look at targets on the host: a CPU's
 @pytest.mark.parametrize(
-    "kind", ["indices", "weight, smoothing", "probabilities", "none", "softmax", "options", "stats", "learned"]
+    "kind",
+    ["indices", "weight, smoothing", "probabilities", "none", "softmax", "options", "stats", "learned", "linear"],
 )
 def test_nothing_is_read_from_the_device(
     path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -45,6 +54,15 @@ def test_nothing_is_read_from_the_device(
         fused_softmax_xent(logits, target, sample_weight=dloss.requires_grad_()).backward()
         fused_softmax_xent(logits, target, logit_scale=number.requires_grad_()).backward()
         assert dloss.grad is not None and number.grad is not None
+    elif kind == "linear":
+        monkeypatch.setattr(linear_rows, "_may_wait", lambda tensor: False)
+        w = torch.ones(12, 10, device=device, requires_grad=True)
+        for options in ({}, {"valid_rows": 4}, {"sample_weight": dloss}, {"max_logits_bytes": 4000}):
+            fused_linear_softmax_xent(logits, w, target, **options).backward()  # type: ignore[arg-type]
+        found = fused_linear_softmax_xent_with_stats(logits, w, soft.repeat(1, 2)[:, :12], stats=("lse", "entropy"))
+        assert found.lse is not None
+        (found.loss + found.lse.sum()).backward()
+        sum(x.sum() for x in linear_logprobs(logits, w, ids=target.clamp(0)[:, None])).backward()  # type: ignore[union-attr]
     else:
         options = {"weight": weight, "label_smoothing": 0.1} if kind != "indices" else {}
         fused_softmax_xent(logits, target, **options).backward()  # type: ignore[arg-type]

@@ -360,13 +360,15 @@ def test_a_known_number_of_rows_is_not_asked_for(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_number_of_rows_that_is_too_small_gives_nan(path: str, monkeypatch: pytest.MonkeyPatch, soft: bool) -> None:
+def test_a_number_of_rows_that_is_too_small_gives_nan(
+    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, soft: bool
+) -> None:
     monkeypatch.setattr(linear_rows, "_may_wait", lambda tensor: False)
-    case = Case(n_rows=16, soft=soft)
+    case = Case(n_rows=16, soft=soft, device=device)
     for known in (0, 2):
-        loss = case.ours(sample_weight=torch.ones(16), valid_rows=known)
+        loss = case.ours(sample_weight=torch.ones(16, device=device), valid_rows=known)
         assert loss.isnan() and all(g.isnan().any() for g in torch.autograd.grad(loss, case.leaves))
-    none = case.ours(sample_weight=torch.zeros(16), valid_rows=0, reduction="sum")
+    none = case.ours(sample_weight=torch.zeros(16, device=device), valid_rows=0, reduction="sum")
     assert none == 0 and not any(g.any() for g in torch.autograd.grad(none, case.leaves))
 
 
@@ -462,13 +464,15 @@ def test_a_float32_sum_of_the_weights_gradient_is_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nothing_is_written_and_any_backward_pass_gives_the_same(path: str, dtype: torch.dtype) -> None:
-    case = Case(dtype=dtype)
+def test_nothing_is_written_and_any_backward_pass_gives_the_same(
+    path: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    case = Case(dtype=dtype, device=device)
     before = [t.detach().clone() for t in (*case.leaves, case.y)]
     for options in ({}, {"reduction": "none"}):
         loss = case.ours(**options).sum()
         first = [g.clone() for g in torch.autograd.grad(loss, case.leaves, retain_graph=True)]
-        scaled = torch.autograd.grad(loss, case.leaves, torch.tensor(4.0), retain_graph=True)
+        scaled = torch.autograd.grad(loss, case.leaves, torch.tensor(4.0, device=device), retain_graph=True)
         again = torch.autograd.grad(loss, case.leaves, retain_graph=True)
         for a, b, c in zip(first, again, scaled, strict=True):
             assert torch.equal(a, b) and torch.equal(a * 4, c)
@@ -476,9 +480,9 @@ def test_nothing_is_written_and_any_backward_pass_gives_the_same(path: str, dtyp
 
 
 @pytest.mark.parametrize("factor", [0.0, INF, NAN, 0.3])
-def test_a_first_gradient_is_scaled(path: str, factor: float) -> None:
-    case = Case()
-    found = torch.autograd.grad(case.ours(), case.leaves, torch.tensor(factor))
+def test_a_first_gradient_is_scaled(path: str, device: torch.device, factor: float) -> None:
+    case = Case(device=device)
+    found = torch.autograd.grad(case.ours(), case.leaves, torch.tensor(factor, device=device))
     ones = torch.autograd.grad(case.ours(), case.leaves)
     for ours, one in zip(found, ones, strict=True):
         torch.testing.assert_close(ours, torch.where(one == 0, 0, one * factor), equal_nan=True)
@@ -519,9 +523,9 @@ def test_a_number_changed_between_raises(path: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_gradcheck_and_gradgradcheck(path: str, soft: bool, reduction: str) -> None:
-    case = Case(4, 3, 5, torch.float64, soft=soft)
-    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+def test_gradcheck_and_gradgradcheck(path: str, device: torch.device, soft: bool, reduction: str) -> None:
+    case = Case(4, 3, 5, torch.float64, device, soft)
+    scale = torch.tensor(1.3, dtype=torch.float64, device=device, requires_grad=True)
     leaves = (*case.leaves, scale, *([case.y.requires_grad_()] if soft else []))
 
     def op(x: Tensor, w: Tensor, b: Tensor, s: Tensor, y: Tensor = case.y) -> Tensor:
@@ -532,18 +536,18 @@ def test_gradcheck_and_gradgradcheck(path: str, soft: bool, reduction: str) -> N
     assert torch.autograd.gradgradcheck(op, leaves)
 
 
-def test_gradgradcheck_of_logprobs(path: str) -> None:
-    case = Case(4, 3, 5, torch.float64)
-    ids = torch.tensor([[0, 1], [4, 4], [-100, 2], [-100, -100]])
+def test_gradgradcheck_of_logprobs(path: str, device: torch.device) -> None:
+    case = Case(4, 3, 5, torch.float64, device)
+    ids = torch.tensor([[0, 1], [4, 4], [-100, 2], [-100, -100]], device=device)
     for op in (lambda x, w: linear_logprobs(x, w, ids=ids), lambda x, w: linear_logprobs(x, w, case.y)):
         assert torch.autograd.gradcheck(op, case.leaves[:2])
         assert torch.autograd.gradgradcheck(op, case.leaves[:2])
 
 
-def test_a_recorded_backward_pass_of_what_is_learned_alone(path: str) -> None:
+def test_a_recorded_backward_pass_of_what_is_learned_alone(path: str, device: torch.device) -> None:
     """Of ids of which the first is ignored, and is a class; and of probabilities beside stats that do not learn."""
-    case = Case(dtype=torch.float64)
-    ids = torch.tensor([[3, 1], [2, 3], [3, 3]])
+    case = Case(dtype=torch.float64, device=device)
+    ids = torch.tensor([[3, 1], [2, 3], [3, 3]], device=device)
     x, w, b = (t.detach() for t in case.leaves)
     z = F.linear(x[:3], w, b).requires_grad_()
     p = z.softmax(1)
@@ -553,7 +557,7 @@ def test_a_recorded_backward_pass_of_what_is_learned_alone(path: str) -> None:
     (dx,) = torch.autograd.grad(entropy.sum(), x, create_graph=True)
     torch.testing.assert_close(dx, torch.autograd.grad(right.sum(), z)[0] @ w)
 
-    soft = Case(soft=True)
+    soft = Case(soft=True, device=device)
     x, w, b = (t.detach() for t in soft.leaves)
     soft.y.requires_grad_()
     found: Any = fused_linear_softmax_xent_with_stats(x, w, soft.y, b, reduction="sum", stats="entropy")
@@ -561,8 +565,8 @@ def test_a_recorded_backward_pass_of_what_is_learned_alone(path: str) -> None:
     torch.testing.assert_close(dy, -F.linear(x, w, b).log_softmax(1))
 
 
-def test_transforms(path: str) -> None:
-    case = Case(dtype=torch.float64)
+def test_transforms(path: str, device: torch.device) -> None:
+    case = Case(dtype=torch.float64, device=device)
     x, w, b = (t.detach() for t in case.leaves)
 
     def ours(x: Tensor, w: Tensor) -> Tensor:
@@ -580,10 +584,10 @@ def test_transforms(path: str) -> None:
     torch.testing.assert_close(logprobs[1], linear_logprobs(2 * x, w, case.y, b)[0])
 
 
-def test_options_that_are_tensors_have_gradients(path: str) -> None:
-    case = Case()
-    v, n = (torch.arange(9) % 3).float().requires_grad_(), torch.tensor(5.0, requires_grad=True)
-    s = torch.tensor(1.5, requires_grad=True)
+def test_options_that_are_tensors_have_gradients(path: str, device: torch.device) -> None:
+    case = Case(device=device)
+    v, n = (torch.arange(9, device=device) % 3).float().requires_grad_(), torch.tensor(5.0, device=device, requires_grad=True)
+    s = torch.tensor(1.5, device=device, requires_grad=True)
     loss = case.ours(sample_weight=v, normalizer=n, logit_scale=s)
     right = composed(F.linear(*case.leaves), case.y, sample_weight=v, normalizer=n, logit_scale=s)
     torch.testing.assert_close(loss, right)
@@ -613,13 +617,13 @@ def forget_what_was_compiled() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("forget_what_was_compiled")
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_whole_graph_gives_the_eager_results(path: str, soft: bool) -> None:
-    case = Case(soft=soft)
+def test_a_whole_graph_gives_the_eager_results(path: str, device: torch.device, soft: bool) -> None:
+    case = Case(soft=soft, device=device)
     cases: tuple[dict[str, Any], ...] = (
         {},
         {"reduction": "none", "weight": True},
         {"softcap": 3.0, "sample_weight": True, "shift": True},
-        {"logit_scale": torch.tensor(2.0, requires_grad=True), "normalizer": 3.0, "valid_rows": 9},
+        {"logit_scale": torch.tensor(2.0, device=device, requires_grad=True), "normalizer": 3.0, "valid_rows": 9},
     )
     for options in cases:
         torch._dynamo.reset()
@@ -630,7 +634,7 @@ def test_a_whole_graph_gives_the_eager_results(path: str, soft: bool) -> None:
 
         loss, right = torch.compile(op, fullgraph=True, backend="aot_eager")(), op()
         leaves = [*case.leaves, *(t for t in options.values() if isinstance(t, Tensor) and t.requires_grad)]
-        dloss = torch.randn(loss.shape)
+        dloss = torch.randn(loss.shape, device=device)
         torch.testing.assert_close(loss, right)
         torch.testing.assert_close(torch.autograd.grad(loss, leaves, dloss), torch.autograd.grad(right, leaves, dloss))
     torch._dynamo.reset()
@@ -641,7 +645,7 @@ def test_a_whole_graph_gives_the_eager_results(path: str, soft: bool) -> None:
 
         for ours, right in zip(torch.compile(both, fullgraph=True, backend="aot_eager")(), both(), strict=True):
             torch.testing.assert_close(ours, right)
-            g = torch.randn(9)
+            g = torch.randn(9, device=device)
             of_ours, of_right = (torch.autograd.grad(t, case.leaves, g, retain_graph=True) for t in (ours, right))
             torch.testing.assert_close(of_ours, of_right)
 
@@ -872,12 +876,12 @@ def test_a_target_out_of_range_in_a_later_chunk_is_named_by_its_row() -> None:
 
 
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
-def test_a_target_out_of_range_is_nan_in_the_kernels(path: str) -> None:
-    case = Case()
+def test_a_target_out_of_range_is_nan_in_the_kernels(path: str, device: torch.device) -> None:
+    case = Case(device=device)
     case.y[3] = 99
     found = case.with_stats(reduction="none")
     assert found.loss[3].isnan() and found.loss.isnan().sum() == 1 and found.lse[3].isnan()
-    ids = torch.zeros(9, 2, dtype=torch.int64)
+    ids = torch.zeros(9, 2, dtype=torch.int64, device=device)
     ids[4, 1] = 99
     logprobs, entropy = linear_logprobs(case.x, case.w, ids=ids)
     dx, dw = torch.autograd.grad(logprobs.sum() + entropy.sum(), (case.x, case.w))
@@ -901,13 +905,13 @@ def test_what_logprobs_takes() -> None:
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_no_rows_and_none_that_count(path: str, soft: bool) -> None:
-    for case in (Case(n_rows=0, soft=soft), Case(n_rows=4)):
+def test_no_rows_and_none_that_count(path: str, device: torch.device, soft: bool) -> None:
+    for case in (Case(n_rows=0, soft=soft, device=device), Case(n_rows=4, device=device)):
         if len(case.x):
             case.y.fill_(-100)
         for options, value in (({}, NAN), ({"reduction": "sum"}, 0.0), ({"normalizer": 2.0}, 0.0)):
             loss = case.ours(**options)
-            torch.testing.assert_close(loss, torch.tensor(value), equal_nan=True)
+            torch.testing.assert_close(loss, torch.tensor(value, device=device), equal_nan=True)
             loss.backward()
             for x in case.leaves:
                 assert x.grad is not None and not x.grad.any()

@@ -1,5 +1,5 @@
 """The emulator's instructions at their edges, against exact numbers: Python's integers and fractions, or values that
-were worked out by hand."""
+were worked out by hand. With --device cuda a GPU's instructions, against the same."""
 
 import itertools
 import operator
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import written_ptx
 from ptx import Unmodelled, exchange, transfers
 from ptx.formats import RAW, TYPES, Array
 from ptx.instructions import FORMS
@@ -23,6 +25,12 @@ EDGES |= {n: (0, 1, 7, (1 << n - 1) - 1, 1 << n - 1, (1 << n) - 1, 0x12345678, 0
 FLOATS: tuple[float, ...] = (0.0, -0.0, 1.0, -1.5, 3.1415927, 2.0**-126, 2.0**-140, -(2.0**-149), 3.4e38, -3.4e38)
 FLOATS += (float("inf"), float("-inf"), float("nan"), 1e-20, 16777216.0, 1.0000001)
 tested: set[str] = set()
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def of_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written_ptx, "ON_GPU", device.type == "cuda")
 
 
 def op(opcode: str, into: int, *operands: Any, to: str | None = None) -> Array:
