@@ -78,7 +78,8 @@ integrations: $(INSTALLED)
 oldest: $(INSTALLED)
 	sh tools/triton_env.sh 3.6.0
 	.venv-triton-3.6.0/bin/python -m pytest -q -p no:cacheprovider -n auto tests/test_compiles.py tests/test_handles.py \
-		-k "cuda:80 or handles"
+		tests/test_launcher.py \
+		-k "cuda:80 or handles or launcher"
 
 # What the newest Triton's compiler emits, executed: it fuses products where others do not.
 newest: $(INSTALLED)

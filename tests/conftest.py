@@ -37,11 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Each of these takes a minute: started last, it would leave the other workers idle.
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_compiles.py"))
-    on_gpu = config.getoption("--device") == "cuda"
-    only = "kernels" if on_gpu else config.getoption("--only")
-    if only:
-        kept = [item for item in items if _goes(item, only) and (not on_gpu or "device" in item.fixturenames)]
-        kept += [item for item in items if on_gpu and item.get_closest_marker("gpu")]
+    on_gpu, only = config.getoption("--device") == "cuda", config.getoption("--only")
+    if on_gpu or only:
+        kept = [item for item in items if (_goes_there(item) if on_gpu else _goes(item, only))]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
     if shard := config.getoption("--shard"):
@@ -60,6 +58,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     return None if HYPOTHESIS else "hypothesis is not installed: on a GPU test_properties.py is left out"
+
+
+def _goes_there(item: Any) -> bool:
+    """Without the device a test would make its tensors on the CPU, where the kernels do not run beside a GPU."""
+    return item.get_closest_marker("gpu") or ("device" in item.fixturenames and _goes(item, "kernels"))
 
 
 def _goes(item: Any, path: str) -> bool:

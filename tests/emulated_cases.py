@@ -107,26 +107,26 @@ GROUPS = {"narrow": NARROW, "wide": WIDE, "softmax": SOFTMAX, "shards": SHARDS}
 CASES = NARROW | WIDE | SOFTMAX | SHARDS
 
 
-def outputs(case: Case, how: str) -> dict[str, Tensor]:
+def outputs(case: Case, how: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The loss or the results, and gradients. how: "ours"; "torch", as people write it; or "exact", in float64."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=F64)
+        return torch.randn(*shape, generator=generator, dtype=F64).to(device)
 
     dtype, wide = case.dtype, F64 if how == "exact" else case.dtype
     values, dout = random(case.n_rows, case.n_cols).mul(3).to(dtype), random(case.n_rows, case.n_cols).to(dtype)
     logits = values.to(wide)
     if case.stride != (0, 1) and how == "ours":
         row, col = case.stride
-        room = torch.full((case.n_rows, row), float("inf"), dtype=dtype)  # which nobody reads
+        room = torch.full((case.n_rows, row), float("inf"), dtype=dtype, device=device)  # which nobody reads
         logits = room[:, 1 : 1 + case.n_cols * col : col].copy_(values)
     logits.requires_grad_()
     if case.op in ("softmax", "log_softmax"):
         result = getattr(softxent if how == "ours" else torch, case.op)(logits, 1)
         result.backward(dout.to(wide))
         return {"result": result.detach(), "gradient": _gradient(logits)}
-    target = torch.randint(case.n_cols, (case.n_rows,), generator=generator)
+    target = torch.randint(case.n_cols, (case.n_rows,), generator=generator).to(device)
     if case.ignored and case.n_rows > 1:
         target[1] = -100
     if case.op == "probabilities":
@@ -183,7 +183,7 @@ def _in_shards(logits: Tensor, target: Tensor, options: dict[str, Any]) -> dict[
     gathered = torch.stack(
         [module.sums(part, settings, *of) for part, *of in zip(parts, shards, [fields] * 3, strict=True)]
     )
-    ones = torch.ones(len(logits)) if whole.sample_weight is None else whole.sample_weight
+    ones = gathered.new_ones(len(logits)) if whole.sample_weight is None else whole.sample_weight
     made = []
     for part, shard in zip(parts, shards, strict=True):
         loss, _, row = module.combine(gathered, part, settings, shard, fields, ())

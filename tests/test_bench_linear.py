@@ -58,6 +58,13 @@ def test_everyone_is_right_or_says_why_not() -> None:
                 torch.testing.assert_close(one, other)
 
 
+def test_a_torch_without_a_layer_of_its_own_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+    found = linear.contenders("cpu")
+    assert found["F.linear_cross_entropy, auto"] == f"PyTorch {torch.__version__} has none"
+    assert callable(found["softxent"])
+
+
 @pytest.mark.parametrize("name", ["liger", "quack"])
 def test_peers_of_a_gpu_need_one(name: str) -> None:
     with pytest.raises(Unavailable):

@@ -64,6 +64,6 @@ def test_nothing_is_read_from_the_device(
         (found.loss + found.lse.sum()).backward()
         sum(x.sum() for x in linear_logprobs(logits, w, ids=target.clamp(0)[:, None])).backward()  # type: ignore[union-attr]
     else:
-        options = {"weight": weight, "label_smoothing": 0.1} if kind != "indices" else {}
-        fused_softmax_xent(logits, target, **options).backward()  # type: ignore[arg-type]
+        given = {"weight": weight, "label_smoothing": 0.1} if kind != "indices" else {}
+        fused_softmax_xent(logits, target, **given).backward()  # type: ignore[arg-type]
     assert logits.grad is not None

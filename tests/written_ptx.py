@@ -14,7 +14,7 @@ from ptx.memory import APART
 LETTER = {2: "h", 4: "r", 8: "d"}  # of registers, by their bytes
 MOST = 1024  # threads of a program on a GPU
 ON_GPU = False  # whether `evaluate` asks a GPU, which is right, in the place of the emulator
-# Not of sm_90: `contracted` is the emulator's own, ptxas takes no such constants, and sm_100 is the first with the rest.
+# Not of sm_90: `contracted` is the emulator's own, ptxas takes no such constants, and sm_100 is the first of the rest.
 NOT_THERE = re.compile(
     r"contracted|fma\.rn\.bf16 .*0x|.*f32x2|(add|sub)\.rn\.f32\.b?f16|redux\.sync\.m\S+\.f32|(min|max)\.f32 (\S+, ){3}"
 )
