@@ -2,20 +2,28 @@
 
 What cannot run here is said, never left out. A peer's public function runs with its defaults. Those that start from
 hidden states, so that logits never exist, are in bench/linear.py.
+
+softxent in other ways, who are asked for by name:
+    softxent:group    its classes spread over a group, of this process alone: what the shards' kernels cost
+    softxent:W:U:H    wide rows by W warps, U granules of a thread at a time, H times as many held (softxent/launch.py)
 """
 
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -88,6 +96,39 @@ def ours_in_place(device_type: str) -> Contender:
         return lambda x, target: softxent.fused_softmax_xent(Fresh.apply(x), target, inplace=True, **options)
 
     return Contender(softxent.__version__, make, overwrites=True)
+
+
+def ours_in_a_group(device_type: str) -> Contender:
+    """On a GPU by NCCL, which copies what one process exchanges with itself. A step is 3 B, where least bytes are 2."""
+    from torch._C._distributed_c10d import HashStore
+
+    if not dist.is_initialized():
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+    def make(case: Case) -> Function:
+        if case.op == "softmax":
+            raise Unsupported("softmax is of all classes")
+        given = options_of(case) | {"group": dist.group.WORLD, "vocab_size": case.n_cols}
+        return lambda x, target: softxent.vocab_parallel_softmax_xent(x, target, **given)
+
+    return Contender(softxent.__version__, make)
+
+
+def ours_in_shape(shape: tuple[int, ...], device_type: str) -> Contender:
+    """Of what is launched in forward: where the gradient is made, but for a scaled loss."""
+    from softxent import launch
+
+    def make(case: Case) -> Function:
+        function = ours(device_type).make(case)
+
+        def run(logits: Tensor, target: Tensor) -> Tensor:
+            with patch.multiple(launch, WIDE=(), WIDEST=shape):
+                return function(logits, target)
+
+        return run
+
+    return Contender(softxent.__version__, make)
 
 
 def make_eager(case: Case) -> Function:
@@ -191,14 +232,29 @@ def only(case: Case, *kinds: str) -> None:
         raise Unsupported(reasons[case.kind])
 
 
-REGISTRY: dict[str, Callable[[str], Contender]] = {
-    "softxent": ours,
-    "softxent-inplace": ours_in_place,
-    "eager": eager,
-    "compile": compiled,
-    "liger": liger,
-    "quack": quack,
-}
+class Registry(dict[str, Callable[[str], Contender]]):
+    """Everyone who is compared; and who is asked for by name."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or re.fullmatch(r"softxent:(group|\d+:\d+:\d+)", str(name)) is not None
+
+    def __missing__(self, name: str) -> Callable[[str], Contender]:
+        if name not in self:
+            raise KeyError(name)
+        shape = name.split(":")[1:]
+        return ours_in_a_group if shape == ["group"] else partial(ours_in_shape, tuple(map(int, shape)))
+
+
+REGISTRY = Registry(
+    {
+        "softxent": ours,
+        "softxent-inplace": ours_in_place,
+        "eager": eager,
+        "compile": compiled,
+        "liger": liger,
+        "quack": quack,
+    }
+)
 
 
 def load(name: str, device_type: str) -> Contender:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from bench.cases import DTYPES, KINDS, MODES, Case, inputs
 from bench.contenders import REGISTRY, Unavailable, Unsupported
 from bench.correctness import check
 from bench.work import Work
-from softxent import dispatch
+from softxent import dispatch, launch
 
 HERE = ("softxent", "softxent-inplace", "eager")
 TOPS = ("liger_kernel", "quack")
@@ -112,6 +113,37 @@ def test_a_contender_does_the_work(name: str) -> None:
                 wrong(name, case, "cpu")
             continue
         assert isinstance(found := wrong(name, case, "cpu"), dict), (case, found)
+
+
+def test_softxent_in_a_group_of_one_process_does_the_work() -> None:
+    try:
+        for case in cases():
+            if case.op == "softmax":
+                with pytest.raises(Unsupported):
+                    wrong("softxent:group", case, "cpu")
+            else:
+                assert isinstance(found := wrong("softxent:group", case, "cpu"), dict), (case, found)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_softxent_in_a_shape_of_its_own_launches_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERPRET", True)
+    seen, wide = [], launch.wide
+
+    def noted(*how: Any, **named: Any) -> tuple[int, int, int]:
+        seen.append(wide(*how, **named))
+        return seen[-1]
+
+    monkeypatch.setattr(launch, "wide", noted)
+    case = Case("cross_entropy", 3, 2000, "float32", "step")
+    assert isinstance(found := wrong("softxent:1:4:2", case, "cpu"), dict), found
+    assert set(seen) == {(32, 4, 2)}
+    assert "softxent:1:4:2" not in [*REGISTRY], "only who is asked for"
+    for name in ("softxent:1:4", "liger:group", "softxent:"):
+        assert name not in REGISTRY
+        with pytest.raises(KeyError):
+            contenders.load(name, "cpu")
 
 
 def test_a_compiled_contender_does_the_work() -> None:

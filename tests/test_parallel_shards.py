@@ -1,16 +1,19 @@
 """The parts of a class-parallel loss, all shards in one process: their sums, what these come to, and the gradients."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from torch.nn import functional as F
 
 from bench.traffic import counted
 from emulated_cases import slice_of
-from softxent import reference
+from softxent import fused_linear_softmax_xent, fused_softmax_xent, reference, vocab_parallel_softmax_xent
 from softxent.options import Inputs, Options, Stats
 from softxent.parallel.shards import Shard, fields_of, implementation
 
@@ -130,6 +133,43 @@ def test_a_confident_row_keeps_its_digits(gap: int, soft: bool, path: str, devic
     expected = torch.full((3, 37), math.exp(-gap) / (1 + rest) * (gap - gap * rest / (1 + rest)))
     expected[:, 25] = -gap * rest / (1 + rest) ** 2
     torch.testing.assert_close(dlogits.cpu(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.fixture
+def alone(device: torch.device) -> Iterator[None]:
+    """A group of one process, by NCCL on a GPU."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("vocab_size", (None, 1501))
+def test_a_group_of_one_process_has_the_results_of_none(
+    vocab_size: int | None, path: str, device: torch.device
+) -> None:
+    """With a vocab_size later calls leave the host alone, so that a CUDA graph may capture them."""
+    values: list[Any] = [x.to(device) for x in rows(1501, torch.float32, False)[:2]]
+    logits, target = values[0].requires_grad_(), values[1]
+    x, w = torch.randn(4, 8, device=device), torch.randn(1501, 8, device=device)
+    spread: dict[str, Any] = {"group": dist.group.WORLD, "vocab_size": vocab_size}
+
+    def outcome(on_logits: Any, on_layer: Any, **given: Any) -> list[Tensor]:
+        losses = on_logits(logits, target, **given), on_layer(x.requires_grad_(), w.requires_grad_(), target, **given)
+        gradients = [torch.autograd.grad(loss, of) for loss, of in zip(losses, ((logits,), (x, w)), strict=True)]
+        return [*losses, *gradients[0], *gradients[1]]
+
+    outcome(vocab_parallel_softmax_xent, fused_linear_softmax_xent, **spread)  # the first call agrees with the others
+    waits = "error" if device.type == "cuda" and vocab_size else "default"
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode(waits)
+    try:
+        found = outcome(vocab_parallel_softmax_xent, fused_linear_softmax_xent, **spread)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found, outcome(fused_softmax_xent, fused_linear_softmax_xent))
 
 
 @pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="the interpreter's")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -118,3 +119,51 @@ def test_a_schedule_is_seen_by_a_cuda_graph(path: str, device: torch.device) -> 
     for number in (0.1, 0.2, 0.3, 0.4, 0.5):
         expected = fused_softmax_xent(logits, target, label_smoothing=number)
         torch.testing.assert_close(step(logits, target, number).clone(), expected)
+
+
+@pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="CUDA graphs are of a GPU")
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+def test_ten_thousand_steps_of_a_cuda_graph_learn_what_those_of_the_host_do(path: str, device: torch.device) -> None:
+    """Softmax regression as fmnist trains it, 256 images of 784 pixels a step: captured once, and replayed. The host's
+    are the first thousand."""
+    g = torch.Generator(device).manual_seed(0)
+    images = torch.rand(20, 256, 784, device=device, generator=g)
+    labels = (images[..., :10] + images[..., 10:20]).argmax(-1)
+
+    def losses(steps: int, replayed: bool) -> Tensor:
+        x, y = images[0].clone(), labels[0].clone()
+        w = torch.zeros(10, 784, device=device, requires_grad=True)
+        found = torch.zeros(steps, device=device)
+
+        def step() -> Tensor:
+            loss = fused_softmax_xent(F.linear(x, w), y)
+            (dw,) = torch.autograd.grad(loss, w)
+            with torch.no_grad():
+                w.sub_(0.1 * dw)
+            return loss.detach()
+
+        run = step
+        if replayed:
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):  # what is compiled or allocated once
+                step()
+            torch.cuda.synchronize()
+            with torch.no_grad():
+                w.zero_()
+            with torch.cuda.graph(graph, stream=stream):
+                out = step()
+
+            def run() -> Tensor:
+                graph.replay()
+                return out
+
+        for i in range(steps):
+            x.copy_(images[i % 20])
+            y.copy_(labels[i % 20])
+            found[i] = run()
+        return found
+
+    ours = losses(10_000, replayed=True)
+    torch.testing.assert_close(ours[:1000], losses(1000, replayed=False), rtol=1e-3, atol=1e-4)
+    assert ours[-20:].mean() < 0.5 * ours[0]
