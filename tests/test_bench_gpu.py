@@ -1,6 +1,8 @@
 """What the command for a GPU machine does with its processes: in time, gone on with, and what hangs is ended."""
 
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from bench.command import main
 from bench.machine import Rehearsal
 
 ROOT = Path(__file__).parents[1]
+STARTS = ("python", "timeout", "ncu")
 
 
 def test_first_calls_are_what_the_processes_tell_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +77,19 @@ def test_a_case_that_never_ends_ends_with_the_process(
     said = capsys.readouterr().out
     assert "time is up, and this has not ended: cross_entropy step 410 x 10 float32 mean\n" in said
     assert "0 cases measured" in said
+
+
+def test_the_commands_for_fifteen_minutes_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.strip() for line in (ROOT / "bench/README.md").read_text().splitlines() if "DIR" in line]
+    commands = [shlex.split(re.split(r"\s{3,}", line)[0]) for line in lines if line.startswith(STARTS)]
+    quick_ones = [[*words[words.index("bench/quick.py") + 1 :]] for words in commands if "bench/quick.py" in words]
+    others = [words[words.index("bench") + 1 :] for words in commands if "bench" in words]
+    assert len(quick_ones) == 4 and len(others) == 1
+    for words in [
+        ["gpu", f"--out={folder}", "--minutes=4", *quick.CASES, *rest] for folder, *rest in quick_ones
+    ] + others:
+        given = command.parser().parse_args(words)
+        assert command.cases_of(given, on_cpu=False)
 
 
 def test_quick_is_the_suite_with_the_cases_that_decide(monkeypatch: pytest.MonkeyPatch) -> None:
