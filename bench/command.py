@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     what = Parser(add_help=False)
-    what.add_argument("--contenders", type=among("contender", contenders.REGISTRY), help=_list(contenders.REGISTRY))
+    others = "or softxent:group, softxent:WARPS:GRANULES:HELD"
+    known = contenders.REGISTRY
+    what.add_argument("--contenders", type=among("contender", known), help=f"{_list(known)}; {others}")
     what.add_argument("--widths", type=widths, help=f"columns; {_list(CPU_WIDTHS)} on a CPU, {_list(WIDTHS)} on a GPU")
     what.add_argument("--dtypes", type=among("dtype", DTYPES), default=DTYPES, help=_list(DTYPES))
     what.add_argument("--only", metavar="WORDS", help=f"cases with these in their name; {MEAN!r}, on a GPU all of them")
