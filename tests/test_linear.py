@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from bench import pretend
 from bench.machine import Cpu
 from exactness import by_reference, composed
 from softxent import (
@@ -134,7 +135,10 @@ def check(case: Case, bound: int | None = None, **options: Any) -> None:
         x, w, b, *y = (t.detach().to(dtype).requires_grad_() for t in leaves)
         wide: dict[str, Any] = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
         target = y[0] if y else case.y.to(dtype) if case.y.is_floating_point() else case.y
-        out = op(F.linear(x, w, b), target, **wide)
+        z = F.linear(x, w, b)
+        if case.x.is_cuda and dtype == acc:  # a GPU's matrix units take it so, after PyTorch's own loss too
+            z.register_hook(lambda dz: dz.to(case.x.dtype).to(dz.dtype))
+        out = op(z, target, **wide)
         results.append((out, *torch.autograd.grad(out, (x, w, b, *y), dloss.to(dtype))))
     assert loss.dtype == acc
     names = "loss", "dinput", "dweight", "dbias", "dtarget"
@@ -158,6 +162,44 @@ def test_loss_and_gradients_are_as_exact_as_on_logits(
         case.y[0] = 0.5 if soft else 0
         for bound in (None, in_chunks(case, 2)):
             check(case, bound, **options)
+
+
+@pytest.fixture
+def products_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+    """Of half precision into float32, which PyTorch has on a GPU alone: their operands' dtypes."""
+    made: list[torch.dtype] = []
+
+    def patched(name: str) -> None:
+        real = getattr(torch, name)
+
+        def product(*given: Tensor, out: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+            if out_dtype is None:
+                return real(*given, out=out)  # type: ignore[no-any-return]
+            *added, a, b = given
+            assert a.dtype == b.dtype and {out.dtype, out_dtype, *(x.dtype for x in added)} == {torch.float32}
+            made.append(a.dtype)
+            return out.copy_(a.float() @ b.float() + (added[0] if added else 0))
+
+        monkeypatch.setattr(torch, name, product)
+
+    patched("mm")
+    patched("addmm")
+    monkeypatch.setattr(linear_rows, "_may_wait", lambda tensor: False)
+    with pretend.gpu():
+        yield made
+
+
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("soft", [False, True])
+def test_half_precision_goes_into_products_as_a_gpu_takes_it(
+    path: str, dtype: torch.dtype, soft: bool, products_of_a_gpu: list[torch.dtype]
+) -> None:
+    for options in (OPTIONS[0], OPTIONS[3]):
+        case = Case(dtype=dtype, soft=soft)
+        for bound in (None, in_chunks(case, 3)):
+            check(case, bound, **options)
+    assert set(products_of_a_gpu) == {dtype}
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"z_loss": 0.1, "softcap": 3.0}], ids=str)
