@@ -274,6 +274,16 @@ def test_a_single_row_is_a_row(several: bool, cpu: None) -> None:
     assert found.shape == index[0, 1].shape
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_without_gradients_they_are_the_same(several: bool, without: Any, cpu: None) -> None:
+    logits, index = rows(), index_of(several)
+    expected = selective_log_softmax(logits, index)
+    with without():
+        found = selective_log_softmax(logits, index)
+        assert not found.requires_grad and torch.equal(found, expected)
+
+
 def naive(logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """In float64."""
     log_p = (logits.double() / temperature).log_softmax(-1)

@@ -133,7 +133,7 @@ def selective_log_softmax(
     index = _checked(index, temperature, row_mask)
     mask = torch.ones_like(index, dtype=torch.bool) if row_mask is None else row_mask != 0
     rows = (x.reshape(-1, x.shape[-1]) for x in (logits, index, mask))
-    several: Tensor = _Several.apply(*rows, temperature)
+    several: Tensor = _Several.apply(*rows, temperature, torch.is_grad_enabled() and logits.requires_grad)
     return several.view(index.shape)
 
 
@@ -168,10 +168,11 @@ class _Several(torch.autograd.Function):
         ids: Tensor,  # [n_rows, K]
         mask: Tensor,  # [n_rows, K] bool
         temperature: float,
+        differentiated: bool,
     ) -> Tensor:
         largest = logits.argmax(1, keepdim=True)
-        with torch.enable_grad():
-            z = logits.detach().requires_grad_()
+        with torch.set_grad_enabled(differentiated):
+            z = logits.detach().requires_grad_(differentiated)
             stats = "target_logprob", "lse"
             found = _of_rows(z, largest[:, 0], temperature, mask.any(1), stats)
         ids = ids.masked_fill(~mask, 0)
@@ -184,14 +185,14 @@ class _Several(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dlogprobs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, dlogprobs: Tensor) -> tuple[Tensor, None, None, None, None]:
         ids, mask = ctx.saved_tensors
         g = dlogprobs.masked_fill(~mask, 0)
         (dz,) = torch.autograd.grad(ctx.lse, ctx.z, -g.sum(1), retain_graph=True)
         rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
         # scatter_add_ takes a float32 copy of a matrix in half precision
         dz.index_put_((rows, ids), (g / ctx.temperature).to(dz.dtype), accumulate=True)
-        return dz, None, None, None
+        return dz, None, None, None, None
 
 
 def _of_rows(logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None, stats: tuple[str, ...]) -> Any:
