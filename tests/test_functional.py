@@ -771,6 +771,8 @@ def test_a_wrapper_of_a_tensor_is_refused_by_name(path: str) -> None:
 X, Y = torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64)
 BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "batch size": ((X, Y[:2]), {}, r"\(3, 5\) and target \(2,\)"),
+    "batch size, no dimension": ((X, Y[0]), {}, r"\(3, 5\) and target \(\)"),
+    "batch size, one row": ((X[0], Y[:2]), {}, r"\(5,\) and target \(2,\)"),
     "spatial size": (
         (torch.zeros(2, 5, 3), torch.zeros(2, 4, dtype=torch.int64)),
         {},

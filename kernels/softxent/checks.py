@@ -77,7 +77,11 @@ def _check_are_tensors(input: Tensor, target: Tensor, weight: Tensor | None) -> 
 def _check_indices(input: Tensor, target: Tensor) -> None:
     expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
     if target.shape != expected and not (input.dim() == 1 and target.shape == (1,)):
-        error = ValueError if input.dim() > 1 and target.dim() and len(target) != len(input) else RuntimeError
+        if input.dim() > 1:
+            of_batch = target.dim() == 0 or len(target) != len(input)
+        else:
+            of_batch = target.dim() == 1 and not target.is_floating_point()
+        error = ValueError if of_batch else RuntimeError
         hint = ""
         if target.shape == input.shape:
             hint = ". Probabilities must be floating point: target.float()"
