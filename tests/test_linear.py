@@ -936,6 +936,20 @@ def test_a_target_out_of_range_is_nan_in_the_kernels(path: str, device: torch.de
     assert dw.isnan().any()
 
 
+def test_an_id_that_a_row_has_twice_is_added_to_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU what one scatter_add_ adds to one place comes in any order, and rounds differently from run to run."""
+    add, calls = torch.Tensor.scatter_add_, []
+
+    def watched(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+        calls.append(index)
+        return add(self, dim, index, src)
+
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", watched)
+    case = Case()
+    linear_logprobs(case.x, case.w, ids=torch.full((9, 3), 2))[0].sum().backward()
+    assert calls and all(len(row.unique()) == row.numel() for index in calls for row in index)
+
+
 def test_what_logprobs_takes() -> None:
     case = Case()
     ids = torch.zeros(9, 2, dtype=torch.int64)

@@ -463,7 +463,8 @@ def _gradient_of_logprobs(inputs: Inputs, options: Options, given: Given) -> Non
     none = torch.zeros((), dtype=logits.dtype, device=logits.device).expand(len(logits))
     dz, _ = module.backward(none, dstats, rows, _without_loss(options), [None] * 3, True, True, False)
     if dx is not None:
-        dz.scatter_add_(1, ids, dx)
+        for k in range(ids.shape[1]):  # in turn: an id that a row has twice is added to in one order
+            dz.scatter_add_(1, ids[:, k : k + 1], dx[:, k : k + 1])
 
 
 # As operators. Their arguments: of Head, of Inputs but for the logits, of Options, of How, names of stats, Gradients.
