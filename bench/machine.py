@@ -61,12 +61,12 @@ class Cpu:
 
     def peak_bytes(self, run: Run) -> int:
         """The most that a call had asked for at once, beyond what was there before, its result included."""
-        from torch.profiler import ProfilerActivity, profile
+        from torch.autograd.profiler import profile  # torch.profiler's would import Inductor, in seconds
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with profile(profile_memory=True) as profiled:
             result = run()
         del result
-        kineto = profiled.profiler.kineto_results  # type: ignore[union-attr]
+        kineto = profiled.kineto_results
         now = most = 0
         for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
             now += event.nbytes()

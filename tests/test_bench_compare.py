@@ -258,7 +258,7 @@ def fused_softmax_xent(logits, target):
 """
 
 
-def side_by_side(tmp_path: Path, *versions: str, runs: int = 4) -> tuple[Results, Results]:
+def side_by_side(tmp_path: Path, *versions: str, runs: int) -> tuple[Results, Results]:
     for i, text in enumerate(versions):
         folder = tmp_path / str(i) / "kernels/softxent"
         folder.mkdir(parents=True)
@@ -273,13 +273,13 @@ def package(count: int = 0, keeps: int = 0, factor: float = 1.0) -> str:
 
 def test_real_processes_side_by_side(tmp_path: Path) -> None:
     """Of twice the work each run is seen as slower, whatever the neighbours do; and memory is."""
-    a, b = side_by_side(tmp_path, package(30_000), package(60_000, keeps=2))
+    a, b = side_by_side(tmp_path, package(30_000), package(60_000, keeps=2), runs=2)
     (change,) = (c for c in compare(a, b, paired=True) if c.figure == "calls")
     assert change.ratio is not None and change.low is not None and 1.3 < change.ratio < 2.5
     assert change.verdict == "slower" or (change.high is not None and math.log(change.high / change.low) > 0.5)
     assert verdicts(compare(a, b, paired=True), figure="memory") != {CASE: "no more memory"}
     one = a.measurements[0]
-    assert [len(turns) for turns in one.seconds["calls"]] == [paired.TURNS] * 4
+    assert [len(turns) for turns in one.seconds["calls"]] == [paired.TURNS] * 2
     assert a.environment["before"]["threads"] == 1 and a.environment["before"]["clock"] == "CPU time"
 
 
