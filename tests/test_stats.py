@@ -58,12 +58,12 @@ def test_a_row_whose_target_does_not_exist_has_no_stats(path: str, device: torch
     "shape",
     [
         (70, 10),
-        (600, 3),
+        (520, 3),
         (5, 1),
-        (40, 100),
-        (40, 101),
-        (5, 1000),
-        (5, 1001),
+        (9, 100),
+        (9, 101),
+        (3, 1000),
+        (3, 1001),
         (3, 1504),
         (3, 1501),
         (3, 2500),
@@ -106,7 +106,7 @@ def test_stats_and_their_gradients_are_as_exact_as_torch(
         assert torch.equal(found.correct, found.prediction == target.where(target != -100, -2))
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (5, 1000), (5, 1001), (3, 1504), (3, 2501)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 10), (3, 1000), (3, 1001), (2, 1504), (2, 2501)], ids=str)
 def test_gradients_of_the_loss_and_of_every_stat_add_up(
     path: str, device: torch.device, shape: tuple[int, int]
 ) -> None:
@@ -335,7 +335,7 @@ def test_transforms(path: str, device: torch.device) -> None:
 @pytest.mark.real_widths
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1000), (9, 1001), (2, 32001), (2, 50257)], ids=str)
+@pytest.mark.parametrize("shape", [(520, 10), (18, 100), (5, 1000), (5, 1001), (2, 50257)], ids=str)
 def test_stats_cost_no_pass_over_the_logits(path: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     logits, target = example(*shape, dtype)
     size = logits.numel() * logits.itemsize

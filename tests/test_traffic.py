@@ -16,7 +16,8 @@ pytestmark = [
 ]
 
 PER_ROW = 48  # bytes besides the matrices: target, loss, parts of the mean's divisor, stats
-SHAPES = ((700, 10), (40, 100), (9, 1000), (9, 1001), (3, 5000), (3, 32000), (2, 50257))
+# Some programs of each way, the last of several rows not full; more than a small batch
+SHAPES = ((520, 10), (18, 100), (5, 1000), (5, 1001), (2, 5000), (2, 32000), (2, 50257))
 WIDEST = ((1, 128256), (1, 262144))
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -114,13 +115,13 @@ def test_a_forward_pass_alone_reads_the_logits_once(path: str, dtype: torch.dtyp
 def test_where_the_gradient_waits_for_backward_the_logits_are_read_once_more(
     path: str, options: dict[str, Any]
 ) -> None:
-    for shape in ((700, 10), (9, 1000), (1, 90001)):
+    for shape in ((520, 10), (5, 1000), (1, 90001)):
         dtype = torch.bfloat16 if options else torch.float16
         loaded, stored = count(*example(*shape, dtype), **options)
         assert loaded <= 2 and stored <= 1
 
 
-@pytest.mark.parametrize("shape", [(700, 10), (40, 1000), (2, 70001)], ids=str)
+@pytest.mark.parametrize("shape", [(520, 10), (5, 1000), (2, 70001)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}], ids=str)
 def test_a_step_allocates_one_matrix_and_none_in_place(
     path: str, shape: tuple[int, int], options: dict[str, Any]
@@ -135,7 +136,7 @@ def test_a_step_allocates_one_matrix_and_none_in_place(
     assert operations.allocated <= 64 * len(logits) + 2048
 
 
-@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (10, 1000), (4, 50257), (2, 90001)], ids=str)
+@pytest.mark.parametrize("shape", [(520, 10), (18, 100), (6, 1000), (4, 50257), (2, 90001)], ids=str)
 def test_ignored_rows_are_not_read(path: str, shape: tuple[int, int]) -> None:
     logits, target = example(*shape, torch.bfloat16)
     target[::2] = -100
@@ -149,7 +150,7 @@ def test_ignored_rows_are_not_read(path: str, shape: tuple[int, int]) -> None:
     assert loaded == size // 2 and size <= stored <= size + again(logits)
 
 
-@pytest.mark.parametrize("shape", [(700, 10), (9, 1000), (1, 90001)], ids=str)
+@pytest.mark.parametrize("shape", [(520, 10), (5, 1000), (1, 90001)], ids=str)
 def test_an_incoming_gradient_other_than_1_costs_a_pass_over_the_gradient(path: str, shape: tuple[int, int]) -> None:
     once, scaled = count(*example(*shape, torch.bfloat16)), count(*example(*shape, torch.bfloat16), dloss=0.5)
     assert 0.9 < scaled[0] - once[0] <= 1 and 0.9 < scaled[1] - once[1] <= 1
@@ -223,16 +224,17 @@ def test_a_step_with_probabilities_moves_each_matrix_once(
     """Logits and target in, their gradients out."""
     for dtarget in (False, True):
         logits, target = soft_example(*shape, dtype, shape[1] + 3 if padded else None, dtarget)
-        with counted() as launches, torch.no_grad():
-            fused_softmax_xent(logits, target)
-        assert matrices(launches, logits) == (2, 0)
+        if dtarget:
+            with counted() as launches, torch.no_grad():
+                fused_softmax_xent(logits, target)
+            assert matrices(launches, logits) == (2, 0)
         with counted() as launches:
             fused_softmax_xent(logits, target).backward()
         assert matrices(launches, logits) == (2, 1 + dtarget)
         assert len(launches) <= 3 + dtarget
 
 
-@pytest.mark.parametrize("shape", [(700, 10), (40, 100), (9, 1001), (4, 32000)], ids=str)
+@pytest.mark.parametrize("shape", [(520, 10), (18, 100), (5, 1001), (2, 32000)], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_of_sample_weight_0_neither_row_nor_probabilities_are_read(
     path: str, shape: tuple[int, int], reduction: str
