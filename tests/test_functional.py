@@ -684,23 +684,17 @@ def test_numbers_of_any_kind(path: str, device: torch.device, kind: str, compile
     logits, target = make(7, 10, torch.float32, device)
     logits.requires_grad_()
 
-    def op(logits: Tensor, target: Tensor, name: str, number: Any) -> Tensor:
-        return fused_softmax_xent(logits, target, **{name: number})  # type: ignore[arg-type]
+    def op(logits: Tensor, target: Tensor, numbers: dict[str, Any]) -> Tensor:
+        return fused_softmax_xent(logits, target, **numbers)
 
+    call, together = op, {"label_smoothing": 0.25, "z_loss": 0.5, "softcap": 3.0, "logit_scale": 2.0, "normalizer": 4.0}
+    cases = [{name: value} for name, value in together.items()]
     if compiled:
         torch._dynamo.reset()
-        call: Any = torch.compile(op, fullgraph=True, backend="aot_eager")
-    else:
-        call = op
-    for name, value in {
-        "label_smoothing": 0.25,
-        "z_loss": 0.5,
-        "softcap": 3.0,
-        "logit_scale": 2.0,
-        "normalizer": 4.0,
-    }.items():
-        number = NUMBERS[kind](value)
-        ours, expected = call(logits, target, name, number), op(logits, target, name, value)
+        call, cases = torch.compile(op, fullgraph=True, backend="aot_eager"), [together]
+    for values in cases:
+        numbers = {name: NUMBERS[kind](value) for name, value in values.items()}
+        ours, expected = call(logits, target, numbers), op(logits, target, values)
         torch.testing.assert_close(ours, expected)
         torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)))
     if not compiled:
@@ -732,7 +726,8 @@ def test_the_loss_has_the_wider_dtype_of_logits_and_probabilities(path: str, dev
     torch.testing.assert_close(loss, F.cross_entropy(logits.float(), target))
 
 
-def test_torchs_bfloat16_loss_on_a_cpu_is_what_the_readme_says() -> None:
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+def test_torchs_bfloat16_loss_on_a_cpu_is_what_the_readme_says(path: str) -> None:
     """It sums in bfloat16, where 256 + 1 is 256. The day this fails, the README has one line less."""
     z = torch.randn(16384, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
     y = torch.randint(100, (16384,), generator=torch.Generator().manual_seed(1))
