@@ -35,8 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # Each of these takes a minute: started last, it would leave the other workers idle.
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_compiles.py"))
+    # Each of these takes up to a minute: started last, it would leave the other workers idle.
+    long = "tests/test_compiles.py", "tests/test_emulated.py", "tests/test_around.py", "tests/test_bench_"
+    items.sort(key=lambda item: not item.nodeid.startswith(long))
     on_gpu, only = config.getoption("--device") == "cuda", config.getoption("--only")
     if on_gpu or only:
         kept = [item for item in items if (_goes_there(item) if on_gpu else _goes(item, only))]

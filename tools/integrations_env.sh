@@ -15,9 +15,9 @@ if [ ! -e "$venv/installed" ] || [ requirements/integrations.txt -nt "$venv/inst
 		*) index=${TORCH_INDEX:-} ;;
 	esac
 	if [ -n "$index" ]; then
-		$pip install -q --no-deps --retries 1 --extra-index-url "$index" "$(grep '^torchvision==' requirements/integrations.txt)"
+		$pip install -q --no-compile --no-deps --retries 1 --extra-index-url "$index" "$(grep '^torchvision==' requirements/integrations.txt)"
 	fi
-	$pip install -q -c requirements/dev.txt -r requirements/integrations.txt
+	$pip install -q --no-compile -c requirements/dev.txt -r requirements/integrations.txt
 	if ! "$venv/bin/python" -c 'import torchvision' 2>/dev/null; then
 		echo "torchvision is not of torch's build here, and is taken out: timm is not tested" >&2
 		$pip uninstall -q -y torchvision

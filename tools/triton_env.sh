@@ -7,9 +7,9 @@ venv=.venv-triton-$version
 if [ ! -e "$venv/installed" ]; then
 	rm -rf "$venv"
 	.venv/bin/python -m venv --without-pip "$venv"
-	.venv/bin/python -m pip --python "$venv/bin/python" install -q --no-deps "triton==$version"
+	.venv/bin/python -m pip --python "$venv/bin/python" install -q --no-compile --no-deps "triton==$version"
 	case $version in 3.6.*) # its interpreter makes a number of an array in a way that numpy 2.4 refuses
-		.venv/bin/python -m pip --python "$venv/bin/python" install -q --no-deps numpy==2.3.5 ;;
+		.venv/bin/python -m pip --python "$venv/bin/python" install -q --no-compile --no-deps numpy==2.3.5 ;;
 	esac
 	site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	echo "$site" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"

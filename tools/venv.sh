@@ -43,8 +43,8 @@ then
 fi
 torch=$(grep '^torch==' requirements/dev.txt)
 if [ -n "${TORCH_INDEX:-}" ]; then
-	$pip install -q --no-deps --retries 1 --extra-index-url "$TORCH_INDEX" "$torch"
+	$pip install -q --no-compile --no-deps --retries 1 --extra-index-url "$TORCH_INDEX" "$torch"
 fi
-$pip install -q -r requirements/dev.txt
+$pip install -q --no-compile -r requirements/dev.txt # what is imported is compiled then
 $pip install -q --no-deps -e .
 echo "installed $("$venv/bin/python" -c 'import torch; print("torch", torch.__version__)')"
