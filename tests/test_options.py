@@ -13,7 +13,7 @@ from test_functional import loss_and_gradient, make
 
 INF, NAN = float("inf"), float("nan")
 # every kernel and its edges: few classes in one launch and in many, tiles, whole rows, kept as loaded, streamed; odd
-SHAPES = ((70, 10), (600, 3), (40, 100), (5, 1000), (5, 1001), (3, 1504), (3, 1501), (2, 2504), (2, 2501))
+SHAPES = ((70, 10), (520, 3), (9, 100), (3, 1000), (3, 1001), (3, 1504), (3, 1501), (2, 2504), (2, 2501))
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"z_loss": 0.01},
     {"softcap": 5.0},
@@ -81,7 +81,7 @@ def test_the_widest_rows(path: str, device: torch.device, n_cols: int) -> None:
         check(logits, target, **with_tensors(options, logits))
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (5, 1000), (2, 5000)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 10), (3, 1000), (2, 2504)], ids=str)
 def test_probabilities(path: str, device: torch.device, shape: tuple[int, int]) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         logits, _ = make(*shape, dtype, device)
@@ -130,7 +130,7 @@ def test_a_cap_far_above_the_logits_changes_nothing(path: str, device: torch.dev
             torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("shape", [(4, 10), (600, 10), (4, 100), (4, 1001), (3, 1501), (3, 2501)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 10), (520, 10), (4, 100), (4, 1001), (3, 1501), (3, 2501)], ids=str)
 def test_an_infinite_loss_is_infinite_in_the_mean(path: str, device: torch.device, shape: tuple[int, int]) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         logits, target = make(*shape, dtype, device)
@@ -189,7 +189,7 @@ def test_a_sample_weight_in_the_shape_of_the_target(path: str, device: torch.dev
 
 
 def test_the_mean_divides_by_what_it_did_whatever_the_sample_weights(path: str, device: torch.device) -> None:
-    for shape in ((8, 10), (600, 10), (8, 1000)):
+    for shape in ((8, 10), (520, 10), (3, 1000)):
         logits, target = make(*shape, torch.float32, device)
         target[0] = -100
         weights = torch.zeros(shape[0], device=device)
@@ -199,7 +199,7 @@ def test_the_mean_divides_by_what_it_did_whatever_the_sample_weights(path: str, 
         torch.testing.assert_close(loss, rows[2] * 5 / (shape[0] - 1))
 
 
-@pytest.mark.parametrize("shape", [(8, 10), (600, 10), (8, 1000), (3, 1501), (3, 2501)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 10), (520, 10), (3, 1000), (3, 1501), (3, 2501)], ids=str)
 def test_a_normalizer_of_0_or_nan_is_divided_by(path: str, device: torch.device, shape: tuple[int, int]) -> None:
     logits, target = make(*shape, torch.float32, device)
     target[1] = -100
