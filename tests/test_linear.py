@@ -34,6 +34,8 @@ from softxent import (
     linear_rows,
     vocab_parallel_softmax_xent,
 )
+from softxent.linear_rows import Given, Gradients
+from softxent.options import Inputs, Options, Stats
 
 INF, NAN = float("inf"), float("nan")
 STATS = ("lse", "entropy", "target_logprob")
@@ -99,11 +101,12 @@ class Case:
         return fused_linear_softmax_xent_with_stats(self.x, self.w, self.y, self.b, **options)
 
 
-def in_chunks(case: Case, rows: int) -> int:
+def in_chunks(case: Case, rows: int, **options: Any) -> int:
     """max_logits_bytes for so many rows a chunk: from what the error says that one takes."""
+    numbers = {name: options[name] for name in ("label_smoothing", "softcap", "logit_scale") if name in options}
     with pytest.raises(ValueError, match="one row needs") as raised:
         y = case.y if case.y.is_floating_point() else torch.zeros_like(case.y)
-        fused_linear_softmax_xent(case.x, case.w, y, case.b, max_logits_bytes=1)
+        fused_linear_softmax_xent(case.x, case.w, y, case.b, max_logits_bytes=1, **numbers)
     n_cols, n_features = case.w.shape
     least = int(str(raised.value).split("needs, ")[1].split(":")[0])
     wide = max(4, case.x.itemsize)
@@ -163,7 +166,7 @@ def test_loss_and_gradients_are_as_exact_as_on_logits(
             options = options | {"ignore_index": min(3, n_cols)}
             case.y[case.y == -100] = options["ignore_index"]
         case.y[0] = 0.5 if soft else 0
-        for bound in (None, in_chunks(case, 2)):
+        for bound in (None, in_chunks(case, 2, **options)):
             check(case, bound, **options)
 
 
@@ -209,15 +212,15 @@ def test_half_precision_goes_into_products_as_a_gpu_takes_it(
 def test_probabilities_have_a_gradient(path: str, device: torch.device, options: dict[str, Any]) -> None:
     case = Case(soft=True, device=device)
     case.y.requires_grad_()
-    check(case, in_chunks(case, 3), **options)
+    check(case, in_chunks(case, 3, **options), **options)
 
 
 def test_a_budget_makes_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     sizes = linear_rows.sizes_of
 
-    def noted(*arguments: Any) -> Any:
-        seen.append(sizes(*arguments))
+    def noted(*arguments: Any, **more: Any) -> Any:
+        seen.append(sizes(*arguments, **more))
         return seen[-1]
 
     monkeypatch.setattr(linear_rows, "sizes_of", noted)
@@ -237,7 +240,11 @@ def test_stats_and_their_gradients(path: str, device: torch.device, dtype: torch
     options: dict[str, Any] = {"softcap": 4.0, "logit_scale": 1.3, "label_smoothing": 0.1}
     for reduction in ("mean", "none"):
         found = case.with_stats(
-            stats=names, **options, reduction=reduction, max_logits_bytes=in_chunks(case, 2), accum_dtype=torch.float32
+            stats=names,
+            **options,
+            reduction=reduction,
+            max_logits_bytes=in_chunks(case, 2, **options),
+            accum_dtype=torch.float32,
         )
         x, w, b = (t.detach().double().requires_grad_() for t in case.leaves)
         y = case.y.double() if soft else case.y
@@ -265,7 +272,7 @@ def test_logprobs_and_entropy(path: str, device: torch.device) -> None:
     ids[2] = -100
     g, h, k = torch.randn(9, device=device), torch.randn(9, device=device), torch.randn(9, 4, device=device)
     for options in ({}, {"softcap": 3.0, "logit_scale": 2.0}):
-        bound: dict[str, Any] = {"max_logits_bytes": in_chunks(case, 2), **options}
+        bound: dict[str, Any] = {"max_logits_bytes": in_chunks(case, 2, **options), **options}
         z = F.linear(*case.leaves) * options.get("logit_scale", 1)
         z = options["softcap"] * torch.tanh(z / options["softcap"]) if options else z
         log_p = z.log_softmax(1)
@@ -354,7 +361,9 @@ def test_products_are_three_or_four_and_none_for_what_is_frozen() -> None:
     case.y.clamp_(0)
 
     def step(wanted: tuple[Tensor, ...] = case.leaves, **options: Any) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(case.ours(**options, max_logits_bytes=in_chunks(case, 4)).sum(), wanted)
+        return lambda: torch.autograd.grad(
+            case.ours(**options, max_logits_bytes=in_chunks(case, 4, **options)).sum(), wanted
+        )
 
     assert products(case, step()) == 3
     assert products(case, step(label_smoothing=0.1, z_loss=0.1, softcap=3.0, logit_scale=torch.tensor(2.0))) == 3
@@ -445,13 +454,16 @@ def peak(case: Case, run: Callable[[], Any]) -> int:
         {"soft": True},
         {"soft": True, "label_smoothing": 0.1, "softcap": 30.0, "z_loss": 1e-4, "stats": ("lse", "entropy")},
         {"stats": (*STATS, "prediction", "correct"), "label_smoothing": 0.1, "softcap": 30.0, "weight": True},
+        {"stats": STATS},
         {"frozen": True},
+        {"hard": True, "weight": True, "z_loss": 1e-4},
     ],
     ids=str,
 )
 def test_a_chunk_takes_what_it_may(dtype: torch.dtype, options: dict[str, Any]) -> None:
     options = dict(options)
-    case = Case(64, 32, 4001, dtype, soft=options.pop("soft", False), scale=0.02)
+    hard = options.pop("hard", False)  # p_y is 0 in all rows
+    case = Case(64, 32, 4001, dtype, soft=options.pop("soft", False), scale=99.0 if hard else 0.02)
     case.w.requires_grad_(not options.pop("frozen", False))
     stats = options.pop("stats", None)
     options = case.options(options)
@@ -467,6 +479,37 @@ def test_a_chunk_takes_what_it_may(dtype: torch.dtype, options: dict[str, Any]) 
 
     most = peak(case, step)
     assert bound // 2 < most <= bound + rows, f"{most} bytes"
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (Options(z_loss=1e-4), ("prediction",)),
+        (Options(label_smoothing=0.1, z_loss=1e-4), ()),
+        (Options(softcap=300.0), ()),
+        (Options(label_smoothing=0.1, softcap=300.0, z_loss=1e-4, reduction="none"), STATS),
+        (Options(reduction="none"), ("lse", "target_logprob")),
+        (Options(reduction="none"), ("entropy",)),
+    ],
+    ids=str,
+)
+def test_beside_its_rows_the_row_op_keeps_what_is_reckoned(
+    options: Options, names: tuple[str, ...], hard: bool
+) -> None:
+    z = torch.randn(8, 4001, generator=torch.Generator().manual_seed(0)) * (1e3 if hard else 1)
+    w, v = torch.linspace(0.5, 2, 4001), torch.arange(8.0)
+    now = options.reduction != "none"
+    inputs = Inputs(z, torch.arange(8), w, v, torch.ones(1) if now else None)
+    given = Given(torch.randn(8), Stats(**{name: torch.randn(8) for name in names})) if not now else None
+    scratch = linear_rows._scratch(inputs, options)
+
+    def run() -> None:
+        linear_rows._forward(inputs, options, frozenset(names), Gradients(True, True) if now else Gradients())
+        if given is not None:
+            linear_rows._backward(inputs, options, given, Gradients(True, True))
+
+    assert Cpu().peak_bytes(run) <= scratch * z.nbytes + (1 << 13)
 
 
 def test_no_gradient_is_made_without_grad_mode() -> None:

@@ -27,11 +27,13 @@ from . import dispatch, reference
 from .compiled import numbers_of, with_numbers
 from .cpu.row_loss import _existing, map_, slope
 from .functional import _without_loss, _without_target
-from .options import DIFFERENTIABLE, Inputs, Options, Stats
+from .options import DIFFERENTIABLE, Inputs, Options, Stats, is_given
 from .transforms import in_higher_order_backward
 
 SCRATCH = 6  # matrices that the torch operations of cpu/ keep beside the rows they work on
+PLAIN = 3  # of them, where no option needs more
 PIECE = 1 << 19  # values of those rows, at most
+CLASSES = 1024  # of a product on a CPU: their part of the weight stays in the cache, which few rows gain by
 NOTHING: frozenset[str] = frozenset()
 OF_WIDEST = -1  # max_bytes, until it is known of how many classes the widest slice of a group is
 
@@ -124,6 +126,7 @@ class Products:
     ) -> None:
         self.head, self.how, self.wanted, self.classes = head, how, wanted, sizes.classes
         x, weight, bias = head
+        self.of_logits = min(sizes.classes, CLASSES) if x.device.type == "cpu" else sizes.classes
         self.acc = _acc(x)
         self.operand = how.operand if x.is_cuda else self.acc
         n_cols = len(weight)
@@ -140,16 +143,16 @@ class Products:
         self.dscale = x.new_zeros((), dtype=self.acc) if wanted.logit_scale else None
         self.first = True
 
-    def _blocks(self, read: bool) -> Any:
+    def _blocks(self, step: int, read: bool) -> Any:
         """Some classes at a time, and their rows of the weight as an operand."""
-        for start in range(0, len(self.head.weight), self.classes):
-            some = slice(start, start + self.classes)
+        for start in range(0, len(self.head.weight), step):
+            some = slice(start, start + step)
             yield some, self.head.weight[some].to(self.operand) if read else None
 
     def logits(self, x: Tensor) -> Tensor:
         self.rooms.append(self.rooms.pop(0))
         z = self.rooms[-1][: len(x)]
-        for some, w in self._blocks(read=True):
+        for some, w in self._blocks(self.of_logits, read=True):
             out = z[:, some]
             if self.bias is not None:
                 out.copy_(self.bias[some])
@@ -166,7 +169,7 @@ class Products:
         dz = dz.to(self.operand)
         if self.dx is not None or self.dscale is not None:
             dx = self.dx[at] if self.in_place and self.dx is not None else x.new_empty(x.shape, dtype=self.acc)
-            for some, w in self._blocks(read=True):
+            for some, w in self._blocks(self.classes, read=True):
                 _add_product(dx, dz[:, some], w, add=some.start > 0)
                 del w
             if self.dscale is not None:
@@ -182,7 +185,7 @@ class Products:
         if dw.dtype in (self.acc, self.operand):
             _add_product(dw, dz.T, x, add=not self.first)
             return
-        for some, _ in self._blocks(read=False):
+        for some, _ in self._blocks(self.classes, read=False):
             of_some = dz[:, some].T @ x
             dw[some] = of_some if self.first else of_some.add_(dw[some])
 
@@ -221,9 +224,10 @@ def sizes_of(
     n_cols: int | None = None,
     rooms: int = 1,
     beside: int = 0,
+    scratch: int = SCRATCH,
 ) -> Sizes:
     """So that `rooms` chunks take `max_bytes` at most, with all that is allocated for them; as if of n_cols classes.
-    beside: bytes of a row, of what else is."""
+    beside: bytes of a row, of what else is. scratch: matrices beside the rows that the row op works on, on a CPU."""
     x, weight, bias = head
     max_bytes = how.max_bytes // rooms
     n_features, target = weight.shape[1], inputs.target
@@ -237,7 +241,7 @@ def sizes_of(
     if dispatch.uses_kernels(x):
         row, piece = row + piece, 0
     else:
-        piece += SCRATCH * n_cols * wide
+        piece += scratch * n_cols * wide
     cast = weight.dtype != (how.operand if x.is_cuda else _acc(x)) or (wanted.weight and how.accumulator != _acc(x))
     by_class = 2 * n_features * wide if cast else 0  # its share of W or of dW, and what is added to that
     always = n_cols * wide * (3 * (bias is not None) + (inputs.weight is not None))  # float32, and db of a chunk
@@ -276,7 +280,8 @@ def _run(
     target, acc = inputs.target, _acc(head.input)
     n_rows = len(target)
     count = n_rows if rows is None else len(rows)
-    sizes = sizes_of(head, inputs, how, later or wanted, count, rows is not None)
+    scratch = _scratch(inputs, options)
+    sizes = sizes_of(head, inputs, how, later or wanted, count, rows is not None, scratch=scratch)
     products = Products(head, how, sizes, wanted, n_rows, rows is None)
     loss, stats = None, Stats()
     if given is None:
@@ -315,6 +320,11 @@ def _run(
             products.add(at, x, z)
         del x, z, of_z
     return loss, stats, products.gradients(dtarget, inputs.logit_scale)
+
+
+def _scratch(inputs: Inputs, options: Options) -> int:
+    more = is_given(options.label_smoothing) or inputs.target.is_floating_point()
+    return SCRATCH if more else PLAIN
 
 
 def empty_rows(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tensor]:
