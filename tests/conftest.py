@@ -39,10 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = "tests/test_compiles.py", "tests/test_emulated.py", "tests/test_around.py", "tests/test_bench_"
     items.sort(key=lambda item: not item.nodeid.startswith(long))
     on_gpu, only = config.getoption("--device") == "cuda", config.getoption("--only")
-    if on_gpu or only:
-        kept = [item for item in items if (_goes_there(item) if on_gpu else _goes(item, only))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+    kept = [item for item in items if (_goes_there(item) if on_gpu else _goes_here(item, only))]
+    config.hook.pytest_deselected(items=list(set(items).difference(kept)))
+    items[:] = kept
     if shard := config.getoption("--shard"):
         i, of = map(int, shard.split("/"))
         config.hook.pytest_deselected(items=[item for n, item in enumerate(items) if n % of != i])
@@ -64,6 +63,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def _goes_there(item: Any) -> bool:
     """Without the device a test would make its tensors on the CPU, where the kernels do not run beside a GPU."""
     return item.get_closest_marker("gpu") or ("device" in item.fixturenames and _goes(item, "kernels"))
+
+
+def _goes_here(item: Any, only: str | None) -> bool:
+    marker = item.get_closest_marker("gpu")
+    return not (marker and marker.kwargs.get("alone")) and (only is None or _goes(item, only))
 
 
 def _goes(item: Any, path: str) -> bool:

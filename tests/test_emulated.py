@@ -56,8 +56,7 @@ def test_compiled_kernels_run_without_a_fault_and_are_as_exact_as_torch(
     assert KERNELS[group] <= {kernel for one in found.values() for kernel, *_ in one["launches"]}
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="a GPU's")
+@pytest.mark.gpu(alone=True)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.arch == 90])
 def test_a_gpu_has_the_same_bits_in_any_run_and_is_as_exact_as_torch(name: str, device: torch.device) -> None:
     """Every kernel on few rows: for compute-sanitizer too, which takes its time."""

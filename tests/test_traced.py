@@ -111,7 +111,7 @@ def test_operators_take_no_number_that_a_cuda_graph_would_keep(path: str, device
         torch.testing.assert_close(graph(logits, target, number), expected)
 
 
-@pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="CUDA graphs are of a GPU")
+@pytest.mark.gpu(alone=True)
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
 def test_a_schedule_is_seen_by_a_cuda_graph(path: str, device: torch.device) -> None:
     logits, target = torch.randn(6, 5, device=device), TARGETS["indices"].to(device)
@@ -121,7 +121,7 @@ def test_a_schedule_is_seen_by_a_cuda_graph(path: str, device: torch.device) -> 
         torch.testing.assert_close(step(logits, target, number).clone(), expected)
 
 
-@pytest.mark.skipif("config.getoption('--device') != 'cuda'", reason="CUDA graphs are of a GPU")
+@pytest.mark.gpu(alone=True)
 @pytest.mark.parametrize("path", ["kernels"], indirect=True)
 def test_ten_thousand_steps_of_a_cuda_graph_learn_what_those_of_the_host_do(path: str, device: torch.device) -> None:
     """Softmax regression as fmnist trains it, 256 images of 784 pixels a step: captured once, and replayed. The host's
