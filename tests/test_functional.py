@@ -718,6 +718,21 @@ def test_logits_may_be_edited_once_the_gradient_is_made(path: str, device: torch
             torch.autograd.grad(loss, leaf)
 
 
+def test_losses_of_rows_may_be_edited(path: str, device: torch.device) -> None:
+    """As F.cross_entropy's: masked, or weighted, in place. Not of a view that forward has made."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        logits, target = make(6, 10, dtype, device)
+        logits.requires_grad_()
+        mask = torch.arange(6, device=device) % 2
+        for y in (target, torch.rand(6, 10, device=device).to(dtype)):
+            loss = fused_softmax_xent(logits, y, reduction="none")
+            expected = torch.autograd.grad(loss * mask, logits, torch.ones_like(loss))
+            loss = fused_softmax_xent(logits, y, reduction="none")
+            loss *= mask
+            loss[0] = 0
+            torch.testing.assert_close(torch.autograd.grad(loss, logits, torch.ones_like(loss)), expected)
+
+
 def test_the_loss_has_the_wider_dtype_of_logits_and_probabilities(path: str, device: torch.device) -> None:
     logits, _ = make(6, 10, torch.bfloat16, device)
     target = torch.rand(6, 10, device=device)

@@ -52,7 +52,8 @@ def forward(
         loss = loss * inputs.sample_weight
     if reduction != "none":
         loss = loss.sum()
-    return (loss if factor is None else loss.mul_(factor)).to(dtype), stats, [dlogits, None, rows.skipped]
+    loss = loss if factor is None else loss.mul_(factor)
+    return loss.to(dtype, copy=reduction == "none"), stats, [dlogits, None, rows.skipped]  # a view may not be edited
 
 
 def backward(

@@ -40,7 +40,8 @@ def forward(
     loss = _in_chunks(inputs, options, float(1 / divisor), made)
     if options.reduction != "none":
         loss = loss.sum() / divisor
-    return loss.to(dtype), Stats(), [*made, None if v is None else v == 0]
+    copied = options.reduction == "none"  # a view may not be edited
+    return loss.to(dtype, copy=copied), Stats(), [*made, None if v is None else v == 0]
 
 
 def backward(
