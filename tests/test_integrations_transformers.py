@@ -115,6 +115,20 @@ def test_the_count_of_the_trainer_comes_to_where_the_logits_are(linear: bool) ->
     assert torch.equal(model(**inputs, num_items_in_batch=torch.tensor(3).as_subclass(OnTheFirstGPU)).loss, expected)
 
 
+class OnTheHost(Tensor):
+    def to(self, *to: Any, **how: Any) -> Tensor:  # type: ignore[override]
+        assert not isinstance(to[0], torch.device), "of pageable memory: the host would wait for the GPU"
+        return super().to(*to, **how)
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["", "linear"])
+def test_a_count_on_the_host_is_read_there(linear: bool) -> None:
+    model, inputs = MODELS["llama"](), inputs_of("llama")
+    use_fused_xent(model, linear=linear)
+    expected = model(**inputs, num_items_in_batch=5).loss
+    assert torch.equal(model(**inputs, num_items_in_batch=torch.tensor(5).as_subclass(OnTheHost)).loss, expected)
+
+
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "INTERPRET", False)

@@ -57,7 +57,9 @@ def masked_lm_loss(
     Returns the loss in float32, float64 for float64 logits. Errors are those of `fused_softmax_xent`.
     """
     if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)  # the Trainer's is the first GPU
+        num_items_in_batch = num_items_in_batch.reshape(-1)[0]
+        if num_items_in_batch.device.type != "cpu":  # where it is read without waiting for a GPU, as a copy would
+            num_items_in_batch = num_items_in_batch.to(logits.device)  # the Trainer's is on the first
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "normalizer": num_items_in_batch}
     rows, target = logits.reshape(-1, logits.shape[-1]), labels.to(logits.device).reshape(-1)
     if isinstance(rows, LinearLogits):
