@@ -164,8 +164,8 @@ def test_opcheck(path: str, device: torch.device, dtype: torch.dtype) -> None:
         rest = y, weight, rows, n, numbers, -100, reduction, given
         torch.library.opcheck(ops.row_loss.default, (logits, *rest, "" if soft else "lse prediction"))
         over = logits.clone(memory_format=torch.contiguous_format)
-        if reduction != "none" and not soft:
-            torch.library.opcheck(ops.row_loss_.default, (over, *rest, True))
+        if reduction != "none":
+            torch.library.opcheck(ops.row_loss_.default, (over, *rest, not soft))
         dloss = torch.ones(6 if reduction == "none" else (), device=device)
         incoming = (dloss, [] if soft else [dloss.expand(6).clone()])
         torch.library.opcheck(
