@@ -783,6 +783,7 @@ BAD_CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "batch size": ((X, Y[:2]), {}, r"\(3, 5\) and target \(2,\)"),
     "batch size, no dimension": ((X, Y[0]), {}, r"\(3, 5\) and target \(\)"),
     "batch size, one row": ((X[0], Y[:2]), {}, r"\(5,\) and target \(2,\)"),
+    "integers as probabilities, one row": ((X[0], X[0].long()), {}, r"target\.float\(\)"),
     "spatial size": (
         (torch.zeros(2, 5, 3), torch.zeros(2, 4, dtype=torch.int64)),
         {},

@@ -80,7 +80,7 @@ def _check_indices(input: Tensor, target: Tensor) -> None:
         if input.dim() > 1:
             of_batch = target.dim() == 0 or len(target) != len(input)
         else:
-            of_batch = target.dim() == 1 and not target.is_floating_point()
+            of_batch = target.dim() == 1 and target.shape != input.shape and not target.is_floating_point()
         error = ValueError if of_batch else RuntimeError
         hint = ""
         if target.shape == input.shape:
