@@ -310,6 +310,22 @@ def test_hard_rows(path: str, device: torch.device, n_cols: int) -> None:
     assert not dlogits[2, : n_cols // 2].any() and dtarget[2, kept].isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(9, 10), (7, 101)], ids=str)
+def test_bit_identical_in_any_batch(path: str, device: torch.device, shape: tuple[int, int]) -> None:
+    def outcome(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        logits, target = logits.detach().requires_grad_(), target.detach().requires_grad_()
+        loss = fused_softmax_xent(logits, target, **options)
+        return loss.detach(), *torch.autograd.grad(loss, (logits, target), torch.full_like(loss, 0.3))  # type: ignore[return-value]
+
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, target = make(shape, dtype, device)
+        for options in ({"reduction": "none"}, {"reduction": "sum"}, {"reduction": "sum", "softcap": 5.0}):
+            whole = outcome(logits, target, **options)
+            for rows in (slice(1, 5), slice(3, 4)):
+                for one, part in zip(whole, outcome(logits[rows], target[rows], **options), strict=True):
+                    assert part.dim() == 0 or torch.equal(one[rows], part)
+
+
 @pytest.mark.parametrize("path", ["torch"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_on_a_cpu_some_rows_at_a_time_give_what_all_rows_do(
