@@ -473,8 +473,11 @@ def _gradient_of_logprobs(inputs: Inputs, options: Options, given: Given) -> Non
     none = torch.zeros((), dtype=logits.dtype, device=logits.device).expand(len(logits))
     dz, _ = module.backward(none, dstats, rows, _without_loss(options), [None] * 3, True, True, False)
     if dx is not None:
-        for k in range(ids.shape[1]):  # in turn: an id that a row has twice is added to in one order
-            dz.scatter_add_(1, ids[:, k : k + 1], dx[:, k : k + 1])
+        if dispatch.uses_kernels(dz):  # a GPU's scatter_add_ takes what a token has of an id twice in any order
+            rows_of = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+            dz.index_put_((rows_of, ids), dx, accumulate=True)
+        else:
+            dz.scatter_add_(1, ids, dx)
 
 
 # As operators. Their arguments: of Head, of Inputs but for the logits, of Options, of How, names of stats, Gradients.
