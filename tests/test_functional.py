@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactness import WIDER, assert_as_exact_as_torch, exact_cross_entropy, roundings_of_softmax
+from memory import peak_bytes
 from softxent import fused_softmax_xent, fused_softmax_xent_with_stats, softmax
+from softxent.cpu import row_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # 1, ten classes, more rows than one tile, a non-multiple of every block, one above the widest block, and far above it
@@ -700,6 +702,20 @@ def test_numbers_of_any_kind(path: str, device: torch.device, kind: str, compile
     if not compiled:
         ours = fused_softmax_xent(logits, target, ignore_index=np.int64(3))  # type: ignore[arg-type]
         torch.testing.assert_close(ours, F.cross_entropy(logits, target, ignore_index=3))
+
+
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "z_loss": 1e-4}], ids=str)
+@pytest.mark.parametrize("weight", [None, torch.ones(1000)], ids=["", "weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_cpu_a_step_takes_its_gradient_and_a_chunk_beside_it(
+    path: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, weight: Tensor | None, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(row_loss, "CHUNK", 2000)
+    logits, target = make(64, 1000, dtype, torch.device("cpu"))
+    logits.requires_grad_()
+    peak = peak_bytes(lambda: torch.autograd.grad(fused_softmax_xent(logits, target, weight, **options), logits))
+    assert logits.nbytes <= peak <= 1.4 * logits.nbytes
 
 
 def test_logits_may_be_edited_once_the_gradient_is_made(path: str, device: torch.device) -> None:

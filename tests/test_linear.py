@@ -103,10 +103,11 @@ class Case:
 
 def in_chunks(case: Case, rows: int, **options: Any) -> int:
     """max_logits_bytes for so many rows a chunk: from what the error says that one takes."""
-    numbers = {name: options[name] for name in ("label_smoothing", "softcap", "logit_scale") if name in options}
+    names = "label_smoothing", "softcap", "logit_scale", "weight"
+    options = case.options({name: options[name] for name in names if name in options})
     with pytest.raises(ValueError, match="one row needs") as raised:
         y = case.y if case.y.is_floating_point() else torch.zeros_like(case.y)
-        fused_linear_softmax_xent(case.x, case.w, y, case.b, max_logits_bytes=1, **numbers)
+        fused_linear_softmax_xent(case.x, case.w, y, case.b, max_logits_bytes=1, **options)
     n_cols, n_features = case.w.shape
     least = int(str(raised.value).split("needs, ")[1].split(":")[0])
     wide = max(4, case.x.itemsize)
@@ -481,6 +482,7 @@ def test_a_chunk_takes_what_it_may(dtype: torch.dtype, options: dict[str, Any]) 
     assert bound // 2 < most <= bound + rows, f"{most} bytes"
 
 
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize(
     ("options", "names"),
@@ -495,10 +497,10 @@ def test_a_chunk_takes_what_it_may(dtype: torch.dtype, options: dict[str, Any]) 
     ids=str,
 )
 def test_beside_its_rows_the_row_op_keeps_what_is_reckoned(
-    options: Options, names: tuple[str, ...], hard: bool
+    options: Options, names: tuple[str, ...], hard: bool, weighed: bool
 ) -> None:
     z = torch.randn(8, 4001, generator=torch.Generator().manual_seed(0)) * (1e3 if hard else 1)
-    w, v = torch.linspace(0.5, 2, 4001), torch.arange(8.0)
+    w, v = torch.linspace(0.5, 2, 4001) if weighed else None, torch.arange(8.0)
     now = options.reduction != "none"
     inputs = Inputs(z, torch.arange(8), w, v, torch.ones(1) if now else None)
     given = Given(torch.randn(8), Stats(**{name: torch.randn(8) for name in names})) if not now else None

@@ -323,8 +323,8 @@ def _run(
 
 
 def _scratch(inputs: Inputs, options: Options) -> int:
-    more = is_given(options.label_smoothing) or inputs.target.is_floating_point()
-    return SCRATCH if more else PLAIN
+    weighed = inputs.weight is not None and is_given(options.label_smoothing)
+    return SCRATCH if weighed or inputs.target.is_floating_point() else PLAIN
 
 
 def empty_rows(names: Sequence[str], target: Tensor, acc: torch.dtype) -> list[Tensor]:

@@ -7,16 +7,18 @@ p = softmax(z) and target y:
     -log p_y   = log1p(miss / p_y)            exact at both ends
     dloss/dz_j =  a * p_j  - c_j              j != y
     dloss/dz_y = eps / n_cols * (sum_k w_k * p_y - w_y) - (1 - eps) * w_y * miss
-    lse        = m - log p_k                  z_k = m the largest
+    log d      = -log p_k                     z_k = m the largest, d = sum_j exp(z_j - m)
+    lse        = m + log d
+    smoothing  = sum_j w_j * log d + sum_j w_j * (m - z_j)                    the sum of w_j * -log p_j
     entropy    = sum_{j != k} -p_j * log p_j + p_k * log1p(rest / p_k)        rest = sum_{j != k} p_j
     dentropy/dz_j = -p_j * (log p_j + entropy)                                j != k
     dentropy/dz_k = p_k * (log1p(rest / p_k) * rest - sum_{j != k} -p_j * log p_j)
 
 Forward leaves the gradient, with the mean's 1 / n in it, in the buffer that becomes dlogits, and the first backward
-pass multiplies it by the incoming gradient unless that is 1: one softmax a step (two under label smoothing), and no
-second matrix. It is computed again in any later backward pass on the same graph, and for float16, which could flush it
-to zero before a loss scale lifts it, and for bfloat16 where each row has a factor of its own. Half precision goes
-through a float32 scratch of some rows.
+pass multiplies it by the incoming gradient unless that is 1: one softmax a step, and no second matrix. It is computed
+again in any later backward pass on the same graph, and for float16, which could flush it to zero before a loss scale
+lifts it, and for bfloat16 where each row has a factor of its own. Half precision goes through a float32 scratch of some
+rows.
 """
 
 import math
@@ -175,7 +177,8 @@ def _in_chunks(
     n_rows, n_cols = logits.shape
     acc = torch.promote_types(logits.dtype, torch.float32)
     direct = dlogits is not None and dlogits.dtype == acc and dlogits.data_ptr() != logits.data_ptr()
-    temporaries = rows.mapped or stats.entropy is not None or dstats.entropy is not None
+    weighed = rows.inputs.weight is not None and bool(rows.options.label_smoothing)
+    temporaries = rows.mapped or weighed or stats.entropy is not None or dstats.entropy is not None
     if rows.skipped is not None and all(x is None for x in (*stats, *dstats)):
         n_skipped = int(rows.skipped.sum())
         if n_skipped > n_rows // 8:
@@ -243,22 +246,29 @@ def _step(
     z = logits
     if rows.mapped or logits.dtype != acc:
         z = p = rows.z(logits, acc, p)
-    k = m = None
+    k = m = gap = None
     of_entropy = stats.entropy is not None or dstats.entropy is not None
-    if options.z_loss or stats.lse is not None or stats.prediction is not None or of_entropy:
+    if stats.prediction is not None or of_entropy:  # which takes as long as a softmax
         k = z.argmax(1, keepdim=True)
         m = z.gather(1, k)
+    elif eps or options.z_loss or stats.lse is not None:
+        m = z.amax(1, keepdim=True)
+    if eps:
+        assert m is not None
+        z = p = z - m if p is None else torch.sub(z, m, out=p)
+        gap = sum_rows(z if w is None else torch.where(w == 0, 0, z * w)).neg_()
     p = torch.softmax(z, 1) if p is None else torch.softmax(z, 1, out=p)
-    p_k = None if k is None else p.gather(1, k)
+    p_k = None if m is None else p.amax(1, keepdim=True) if k is None else p.gather(1, k)
     p_y = p.gather(1, y)
     entropy = _entropy(p, k, p_k) if of_entropy and k is not None and p_k is not None else None
     miss = sum_rows(p.scatter_(1, y, 0))
     nll = _minus_log(p_y, miss, rows, y)
     # torch's softmax of a long row sums to 1 only to some 50 roundings.
     d = None if n_cols <= FEW else p_y + miss
-    lse = None
+    lse = log_d = None
     if m is not None and p_k is not None:
-        lse = m - (p_k if d is None else p_k / d).log()
+        log_d = (p_k if d is None else p_k / d).log().neg_()
+        lse = m + log_d
 
     w_y: Tensor | float = 1.0
     loss = nll
@@ -266,7 +276,8 @@ def _step(
         w_y = w[y]
         loss = torch.where(w_y == 0, miss * 0, nll * w_y)  # miss * 0: still NaN where there is no softmax
     if eps:
-        smooth = _minus_log_sum(rows, w, p.dtype) * (eps / n_cols)
+        assert log_d is not None and gap is not None
+        smooth = gap.add_(log_d * (n_cols if w is None else w.sum())).mul_(eps / n_cols)
         loss = smooth if eps == 1 else smooth.add_(loss, alpha=1 - eps)
     if options.z_loss:
         assert lse is not None
@@ -437,16 +448,6 @@ def _minus_log(p_y: Tensor, miss: Tensor, rows: _Rows, y: Tensor) -> Tensor:
         m = z.amax(1, keepdim=True)
         loss[bad] = (m - z.gather(1, y)) + sum_rows((z - m).exp_()).log_()
     return loss
-
-
-def _minus_log_sum(rows: _Rows, w: Tensor | None, acc: torch.dtype) -> Tensor:
-    """sum_j w_j * -log p_j [n_rows, 1]; a class of weight 0 is left out, whatever its logit."""
-    sums = []
-    logits = rows.inputs.logits
-    for x in logits.split(max(1, CHUNK // logits.shape[1])):
-        log_p = torch.log_softmax(rows.z(x, acc), 1)
-        sums.append(sum_rows(log_p if w is None else torch.where(w == 0, 0, log_p * w)))
-    return torch.cat(sums).neg_()
 
 
 def sum_rows(values: Tensor) -> Tensor:
