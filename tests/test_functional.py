@@ -551,6 +551,24 @@ def test_bit_identical_from_run_to_run_and_in_any_batch(
             assert torch.equal(loss[rows], part) and torch.equal(grad[rows], grad_part)
 
 
+@pytest.mark.parametrize("path", ["torch"], indirect=True)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0}], ids=str)
+def test_the_last_row_is_computed_as_the_others(path: str, soft: bool, options: dict[str, Any]) -> None:
+    """On a CPU torch computes the last values of a tensor one by one, and some functions have other bits then."""
+    logits, target = make(600, 11, torch.float32, torch.device("cpu"))
+    y = logits.flip(1).softmax(1) if soft else target
+    for dtype in (torch.float32, torch.float16):
+        z = logits.to(dtype)
+        loss, grad = loss_and_gradient(fused_softmax_xent, z, y, reduction="none", loss_dtype=torch.float32, **options)
+        for n in range(1, 600, 7):
+            part = fused_softmax_xent(z[:n], y[:n], reduction="none", loss_dtype=torch.float32, **options)
+            assert torch.equal(part, loss[:n])
+        for n in range(590, 600):
+            part = loss_and_gradient(fused_softmax_xent, z[:n], y[:n], reduction="none", **options)[1]
+            assert torch.equal(part, grad[:n])
+
+
 def test_tensors_that_are_made_lie_where_the_logits_do(path: str, device: torch.device) -> None:
     """And not on the default device."""
     logits, target = make(16, 10, torch.float32, device)
