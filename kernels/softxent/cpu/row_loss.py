@@ -248,8 +248,8 @@ def _step(
         z = p = rows.z(logits, acc, p)
     k = m = gap = None
     of_entropy = stats.entropy is not None or dstats.entropy is not None
-    if stats.prediction is not None or of_entropy:  # which takes as long as a softmax
-        k = z.argmax(1, keepdim=True)
+    if stats.prediction is not None or of_entropy:
+        k = z.argmax(1, keepdim=True)  # as slow as a softmax, amax ten times faster
         m = z.gather(1, k)
     elif eps or options.z_loss or stats.lse is not None:
         m = z.amax(1, keepdim=True)

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ..options import Inputs, Options, Stats
 from . import row_loss
-from .row_loss import map_, slope, sum_rows
-
-CHUNK = 1 << 19  # values at a time
+from .row_loss import CHUNK, map_, slope, sum_rows
 
 Gradients = tuple[Tensor | None, Tensor | None]  # of logits and target, those that are wanted
 
@@ -157,7 +155,7 @@ def _step(
     dot = sum_rows(torch.mul(c, behind, out=e))
     if math.isnan(dot.sum()):  # 0 * log 0, most likely, which is 0
         dot = sum_rows(e.masked_fill_(c == 0, 0))
-    torch.exp(behind, out=e)  # not exp2, half the time, which has other bits in the last values of a vector
+    torch.exp(behind, out=e)  # exp2 takes half as long, but has other bits in the last values of a tensor
     d, a = sum_rows(e), sum_rows(c)
     log_d = d.log()
     loss = a * log_d - dot
